@@ -1,0 +1,47 @@
+"""VirNucPro: find viruses in short metagenomic contigs.
+
+    import virnucpro_core as vnp
+    table = vnp.predict("contigs.fasta", model="mini")
+
+What is named here is loaded when it is first used, so that a command that needs no model does not
+wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from virnucpro_core.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from virnucpro_core.models.classifier import load_classifier
+    from virnucpro_core.models.dnabert_s import load_dnabert_s
+    from virnucpro_core.models.esm2 import load_esm2
+    from virnucpro_core.predict import predict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "ModelError",
+    "load_classifier",
+    "load_dnabert_s",
+    "load_esm2",
+    "predict",
+]
+
+_LAZY = {
+    "load_classifier": "virnucpro_core.models.classifier",
+    "load_dnabert_s": "virnucpro_core.models.dnabert_s",
+    "load_esm2": "virnucpro_core.models.esm2",
+    "predict": "virnucpro_core.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

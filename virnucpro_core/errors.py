@@ -1,0 +1,25 @@
+"""Refusals: each carries one sentence for the user and the exit code of the process."""
+
+
+class VirNucProError(Exception):
+    """A refusal whose text says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class InputError(VirNucProError):
+    """Bad input or usage."""
+
+    exit_code = 2
+
+
+class ModelError(VirNucProError):
+    """A model is missing, or does not verify."""
+
+    exit_code = 3
+
+
+class Interrupted(VirNucProError):
+    """Stopped by a signal; the same command goes on where it stood."""
+
+    exit_code = 75

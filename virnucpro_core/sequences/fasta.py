@@ -1,0 +1,128 @@
+"""Reading nucleotide FASTA, plain or compressed, as a stream."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+
+from virnucpro_core.errors import InputError
+
+_NUCLEOTIDES = b"ACGTNRYMKSWHBVDacgtnrymkswhbvd-"
+_BLANKS = b" \t\r\n\v\f"
+
+
+class Contig(NamedTuple):
+    """One record: id up to the first blank, the rest of its header, and its bases as written."""
+
+    id: str
+    description: str
+    sequence: bytes
+
+
+_OPENERS: dict[bytes, Callable[[Path], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda path: pa.input_stream(str(path), compression="zstd"),
+}
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open by content, not by name; BufferedReader iterates over lines in C, GzipFile does not."""
+    with path.open("rb") as handle:
+        magic = handle.read(6)
+    if not magic:
+        raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
+    for start, opener in _OPENERS.items():
+        if magic.startswith(start):
+            return io.BufferedReader(cast(io.RawIOBase, opener(path)), buffer_size=1 << 20)
+    return path.open("rb", buffering=1 << 20)
+
+
+def _refuse_letter(path: Path, first_line: int, lines: list[bytes]) -> InputError:
+    for number, line in enumerate(lines, first_line):
+        bad = line.translate(None, _NUCLEOTIDES + _BLANKS)
+        if bad:
+            letter = bad[:1].decode("latin-1")
+            why = (
+                "this is RNA; write T for U"
+                if letter in "Uu"
+                else "this looks like protein; give the contigs' nucleotides"
+                if letter.upper() in "EFILPQZJOX*"
+                else "give FASTA with IUPAC nucleotide letters"
+            )
+            return InputError(f"{path}, line {number}: {letter!r} is no nucleotide; {why}.")
+    raise AssertionError("called without a foreign letter")
+
+
+def _contig(path: Path, line: int, header: bytes, lines: list[bytes]) -> Contig:
+    sequence = b"".join(lines).translate(None, _BLANKS)
+    if sequence.translate(None, _NUCLEOTIDES):
+        raise _refuse_letter(path, line + 1, lines)
+    try:
+        words = header[1:].decode().split(None, 1)
+    except UnicodeDecodeError:
+        raise InputError(f"{path}, line {line}: the header is not UTF-8; re-encode it.") from None
+    if not words:
+        raise InputError(f"{path}, line {line}: the header has no id; write '>id' first.")
+    return Contig(words[0], words[1].strip() if len(words) > 1 else "", sequence)
+
+
+def _records(path: Path, handle: Iterable[bytes]) -> Iterator[tuple[int, Contig]]:
+    header, header_line = b"", 0
+    lines: list[bytes] = []
+    for number, line in enumerate(handle, 1):
+        if line.startswith(b">"):
+            if header:
+                yield header_line, _contig(path, header_line, header, lines)
+            header, header_line, lines = line, number, []
+        elif header:
+            lines.append(line)
+        elif line.strip():
+            kind = "this looks like FASTQ; assemble the reads first" if line[:1] == b"@" else ""
+            raise InputError(
+                f"{path}, line {number}: not FASTA, a '>' header was expected; "
+                f"{kind or 'give a FASTA of contigs'}."
+            )
+    if not header:
+        raise InputError(f"{path}: holds no contig, only blank lines; give a FASTA of contigs.")
+    yield header_line, _contig(path, header_line, header, lines)
+
+
+def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
+    """Stream the contigs of FASTA files (plain, gzip, bzip2, xz or zstd, told by content).
+
+    Memory holds one contig, and the ids seen (about 100 bytes each), to refuse one met twice.
+
+    Raises InputError, naming file and line, for a missing, empty, truncated, non-FASTA or
+    non-nucleotide file, and for an id that appears twice.
+    """
+    seen: set[str] = set()
+    for path in paths:
+        try:
+            with _open(path) as handle:
+                for line, contig in _records(path, handle):
+                    if contig.id in seen:
+                        raise InputError(
+                            f"{path}, line {line}: contig id {contig.id!r} appears twice; "
+                            "give every contig an id of its own."
+                        )
+                    seen.add(contig.id)
+                    yield contig
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; check the path.") from None
+        except IsADirectoryError:
+            raise InputError(f"{path}: is a folder; name the FASTA files in it.") from None
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            raise InputError(
+                f"{path}: cannot be read to its end ({error}); "
+                "the file is truncated or damaged, copy it again."
+            ) from None

@@ -1,0 +1,136 @@
+"""Six-frame translation of windows, and the frames that have no stop codon.
+
+One pass over a few megabases of concatenated contigs replaces a loop over records: every position
+gets the number of the codon that starts there; the stop codons of each phase become a sorted list;
+a frame is open when the first stop at or after its lowest codon lies beyond its highest. Only the
+frames kept (about one in five) are then cut out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+
+import numpy as np
+import pyarrow as pa
+from Bio.Data.CodonTable import standard_dna_table
+from numpy.typing import NDArray
+
+from virnucpro_core.schema import FRAMES
+from virnucpro_core.sequences.fasta import Contig
+from virnucpro_core.sequences.windows import Int64Array, windows
+
+BATCH_BASES = 2_000_000
+FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
+
+_CODE = bytes("ACGT".find(chr(b)) if chr(b) in "ACGT" else 4 for b in range(256))
+_COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
+
+
+def _residues(*, reverse: bool) -> bytes:
+    """Residue of codon number 25a + 5b + c (codes of its bases), as read on one strand.
+
+    A stop is `*`; a codon with an ambiguous base (code 4) is left out of the protein: byte 0.
+    """
+    assert standard_dna_table is not None  # Biopython fills it in when it is imported
+    table = bytearray(256)
+    for a, b, c in product(range(4), repeat=3):
+        codes = (3 - c, 3 - b, 3 - a) if reverse else (a, b, c)
+        codon = "".join("ACGT"[code] for code in codes)
+        table[25 * a + 5 * b + c] = ord(standard_dna_table.forward_table.get(codon, "*"))
+    return bytes(table)
+
+
+_FORWARD = _residues(reverse=False)
+_REVERSE = _residues(reverse=True)
+
+
+def _open(residues: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool_]:
+    """Whether frames, given by the starts of their lowest and highest codon, have no stop."""
+    stops = np.flatnonzero(np.frombuffer(residues, np.uint8) == ord("*"))
+    is_open = np.zeros(len(low), np.bool_)
+    for phase in range(3):
+        at = np.append(stops[stops % 3 == phase], np.iinfo(np.int64).max)
+        mine = (low % 3 == phase) & (low <= high)
+        is_open[mine] = at[np.searchsorted(at, low[mine])] > high[mine]
+    return is_open
+
+
+def stop_free_frames(contigs: Sequence[Contig], window: int) -> pa.RecordBatch:
+    """The stop-free frames of contigs' windows, as rows of `schema.FRAMES`.
+
+    A frame's protein is read from its whole codons, leaving out ambiguous ones; its nucleotides
+    are bases [f − 1, f + 3·len(protein)) of the window's strand, one more than the codons where
+    the strand has it. Both are those of the original's `identify_seq`, quirks included.
+    """
+    text = b"".join(contig.sequence for contig in contigs).upper()
+    size = len(text)
+    flipped = text.translate(_COMPLEMENT)[::-1]
+    code = np.frombuffer(text.translate(_CODE), np.uint8)
+    codons = (code[:-2] * 25 + code[1:-1] * 5 + code[2:]).tobytes() if size > 2 else b""
+    forward, reverse = codons.translate(_FORWARD), codons.translate(_REVERSE)
+
+    lengths = np.array([len(contig.sequence) for contig in contigs], np.int64)
+    offsets = np.cumsum(lengths) - lengths
+    contig_of, start, end = windows(lengths, window)
+    number = np.arange(len(start)) - np.searchsorted(contig_of, contig_of) + 1
+    start, end = start + offsets[contig_of], end + offsets[contig_of]
+
+    shift = np.arange(3)
+    span = (np.maximum(end - start, 2)[:, None] - shift) // 3 * 3
+    low = start[:, None] + shift
+    high = end[:, None] - shift - 3
+    kept = np.hstack(
+        [
+            _open(forward, low.ravel(), (low + span - 3).ravel()).reshape(-1, 3),
+            _open(reverse, (high - span + 3).ravel(), high.ravel()).reshape(-1, 3),
+        ]
+    )
+    rows: list[tuple[str, str, int, str, int, int, bytes, bytes]] = []
+    which, frames = np.nonzero(kept)
+    for w, frame in zip(which.tolist(), frames.tolist(), strict=True):
+        shift_f = frame % 3
+        length = int(span[w, shift_f])
+        if frame < 3:
+            first = int(low[w, shift_f])
+            protein = forward[first : first + length : 3]
+        else:
+            last = int(high[w, shift_f])
+            protein = reverse[last - length + 3 : last + 1 : 3][::-1]
+        protein = protein.replace(b"\0", b"")
+        if not protein:
+            continue
+        bases = 3 * len(protein) + 1
+        if frame < 3:
+            a, b = first, min(first + bases, int(end[w]))
+            nucleotide = text[a:b]
+        else:
+            b = last + 3
+            a = max(b - bases, int(start[w]))
+            nucleotide = flipped[size - b : size - a]
+        contig = contigs[contig_of[w]]
+        offset = int(offsets[contig_of[w]])
+        name, n = FRAME_NAMES[frame], int(number[w])
+        rows.append(
+            (f"{contig.id}_chunk_{n}{name}", contig.id, n, name, a - offset, b - offset,
+             nucleotide, protein)
+        )  # fmt: skip
+    columns = zip(*rows, strict=True) if rows else ((),) * len(FRAMES)
+    return pa.record_batch(
+        [pa.array(column, field.type) for column, field in zip(columns, FRAMES, strict=True)],
+        schema=FRAMES,
+    )
+
+
+def batches(contigs: Iterable[Contig], bases: int = BATCH_BASES) -> Iterator[list[Contig]]:
+    """Group contigs into lists of about `bases` bases, at least one contig each."""
+    batch: list[Contig] = []
+    size = 0
+    for contig in contigs:
+        batch.append(contig)
+        size += len(contig.sequence)
+        if size >= bases:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

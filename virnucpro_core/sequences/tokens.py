@@ -1,0 +1,83 @@
+"""Sequences to token ids, packed one after another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from virnucpro_core.errors import InputError, ModelError
+
+
+class Tokens(NamedTuple):
+    """Packed token ids, int64 (T), and the token count of each sequence, int64 (B)."""
+
+    ids: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+ESM_ALPHABET = (
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *"LAGVSERTIDPKQNFYMHWCXBUZO.-",
+    *("<null_1>", "<mask>"),
+)
+"""fair-esm's "ESM-1b" alphabet (esm/data.py, esm/constants.py), in the order of the ids."""
+
+ESM_BOS, ESM_EOS, ESM_MASK = (ESM_ALPHABET.index(t) for t in ("<cls>", "<eos>", "<mask>"))
+_MASK_BYTE = b"\x01"
+_RESIDUE = np.full(256, -1, np.int64)
+for _id, _token in enumerate(ESM_ALPHABET):
+    if len(_token) == 1:
+        _RESIDUE[ord(_token)] = _id
+_RESIDUE[_MASK_BYTE[0]] = ESM_MASK
+
+
+def esm_tokens(proteins: Sequence[str]) -> Tokens:
+    """Tokenise proteins for ESM-2: `<cls>`, residues (a `<mask>` counts as one), `<eos>`.
+
+    Raises InputError for a letter that is no residue of ESM's alphabet.
+    """
+    texts = [p.replace("<mask>", "\x01").encode("ascii", "replace") for p in proteins]
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 2
+    ends = np.cumsum(lengths)
+    residues = _RESIDUE[np.frombuffer(b"".join(texts), np.uint8)]
+    if residues.size and residues.min() < 0:
+        bad = next(
+            p
+            for p in proteins
+            if re.search("[^LAGVSERTIDPKQNFYMHWCXBUZO.-]", re.sub("<mask>", "", p))
+        )
+        raise InputError(
+            f"protein {bad[:20]!r}… has a letter that ESM-2 does not know; "
+            "give residues in upper case, without stops."
+        )
+    ids = np.empty(int(lengths.sum()), np.int64)
+    special = np.zeros(len(ids), np.bool_)
+    special[ends - lengths] = special[ends - 1] = True
+    ids[~special] = residues
+    ids[ends - lengths], ids[ends - 1] = ESM_BOS, ESM_EOS
+    return Tokens(ids, lengths)
+
+
+class NucleotideTokenizer:
+    """DNABERT's byte-pair encoding, read from a Hugging Face `tokenizer.json`."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception for whatever is wrong
+            raise ModelError(f"{path}: no readable tokenizer ({error}); fetch it again.") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def __call__(self, sequences: Sequence[str]) -> Tokens:
+        """Tokenise nucleotide sequences: `[CLS]`, byte pairs, `[SEP]`."""
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(sequences))]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        packed = np.fromiter((i for row in ids for i in row), np.int64, int(lengths.sum()))
+        return Tokens(packed, lengths)

@@ -1,0 +1,114 @@
+"""Stage `translate`: a FASTA of contigs to a table of stop-free frames."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from virnucpro_core.files import written_aside
+from virnucpro_core.schema import FORMAT, FRAMES
+from virnucpro_core.sequences.fasta import Contig, read_fasta
+from virnucpro_core.sequences.frames import batches, stop_free_frames
+from virnucpro_core.sequences.windows import window_starts
+
+logger = logging.getLogger("virnucpro.translate")
+
+FASTA_WIDTH = 60
+"""Line width of Biopython's FASTA writer, which the original uses for its chunks."""
+
+
+def _chunks(contig: Contig, window: int) -> Iterator[bytes]:
+    for number, start in enumerate(window_starts(len(contig.sequence), window).tolist(), 1):
+        bases = contig.sequence[start : start + window]
+        yield f">{contig.id}_chunk_{number}\n".encode()
+        for at in range(0, len(bases), FASTA_WIDTH):
+            yield bases[at : at + FASTA_WIDTH] + b"\n"
+
+
+class _OriginalFasta:
+    """The three FASTA files that the original writes beside its input."""
+
+    def __init__(self, folder: Path, window: int, stack: ExitStack) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def create(name: str) -> BinaryIO:
+            aside = stack.enter_context(written_aside(folder / name))
+            return stack.enter_context(aside.open("wb"))
+
+        self.window = window
+        self.chunks = create(f"chunked{window}.fa")
+        self.nucleotides = create("identified_nucleotide.fa")
+        self.proteins = create("identified_protein.faa")
+
+    def write(self, contigs: Sequence[Contig], frames: pa.RecordBatch) -> None:
+        for contig in contigs:
+            self.chunks.writelines(_chunks(contig, self.window))
+        ids = frames["frame_id"].to_pylist()
+        for handle, column in ((self.nucleotides, "nucleotide"), (self.proteins, "protein")):
+            handle.writelines(
+                f">{name}\n{sequence}\n".encode()
+                for name, sequence in zip(ids, frames[column].to_pylist(), strict=True)
+            )
+
+
+def _fingerprint(digest: hashlib._Hash, contigs: Sequence[Contig], frames: pa.RecordBatch) -> None:
+    """Contigs without a frame count too, so no two pieces of a sample have one fingerprint."""
+    for contig in contigs:
+        digest.update(f"{contig.id}\t{len(contig.sequence)}\n".encode())
+    for column in ("frame_id", "nucleotide", "protein"):
+        array = frames[column]
+        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :][: len(array) + 1]
+        if len(array):
+            digest.update(offsets.tobytes())
+            digest.update(memoryview(array.buffers()[2])[offsets[0] : offsets[-1]])
+
+
+def translate(
+    fasta: Iterable[Path], output: Path, window: int, fasta_dir: Path | None = None
+) -> int:
+    """Write the stop-free frames of every window of the contigs as `schema.FRAMES`.
+
+    With `fasta_dir`, also `chunked{window}.fa`, `identified_nucleotide.fa` and
+    `identified_protein.faa` as the original writes them. Memory does not grow with the input.
+
+    Returns the number of frames. Raises InputError as `read_fasta` does.
+    """
+    digest = hashlib.sha256()
+    contigs = frames = 0
+    with ExitStack() as stack:
+        original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
+        writer = stack.enter_context(
+            pq.ParquetWriter(
+                stack.enter_context(written_aside(output)),
+                FRAMES,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=["contig", "frame"],
+                write_statistics=["contig", "window", "start", "end"],
+            )
+        )
+        for batch in batches(read_fasta(fasta)):
+            table = stop_free_frames(batch, window)
+            writer.write_batch(table)
+            _fingerprint(digest, batch, table)
+            if original:
+                original.write(batch, table)
+            contigs += len(batch)
+            frames += table.num_rows
+        writer.add_key_value_metadata(
+            {
+                "virnucpro.format": FORMAT,
+                "virnucpro.window": str(window),
+                "virnucpro.digest": digest.hexdigest(),
+            }
+        )
+    logger.info("%d contigs, %d stop-free frames of windows of %d", contigs, frames, window)
+    return frames

@@ -1,0 +1,147 @@
+"""Attention over packed sequences: one function, its backends chosen in one place.
+
+Sequences lie one after another in `[total_tokens, …]` tensors, with no padding between them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MASK_BYTES = 64 << 20
+"""Bound on one additive mask of the padded backend, so that ALiBi does not fill the memory."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where B packed sequences lie: sequence b has tokens [cu_seqlens[b], cu_seqlens[b + 1]).
+
+    cu_seqlens: int32 (B + 1), on the tokens' device. max_seqlen: the longest sequence's tokens.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+    @classmethod
+    def of(cls, lengths: Tensor, device: torch.device) -> Layout:
+        """From the sequences' token counts, int64 (B) on the CPU."""
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        longest = int(lengths.max()) if len(lengths) else 0
+        return cls(cu_seqlens.to(device, non_blocking=True), longest)
+
+    @property
+    def sequences(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of each sequence, int64 (B)."""
+        return self.cu_seqlens.diff().long()
+
+    @cached_property
+    def sequence_of(self) -> Tensor:
+        """The sequence that each token belongs to, int64 (T)."""
+        return torch.repeat_interleave(self.lengths)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Position of each token in its own sequence, from 0, int64 (T)."""
+        starts = self.cu_seqlens[:-1].long()
+        return torch.arange(len(self.sequence_of), device=starts.device) - starts[self.sequence_of]
+
+    @cached_property
+    def padded_rows(self) -> Tensor:
+        """Row of each token in a padded (B·max_seqlen) layout, int64 (T)."""
+        return self.sequence_of * self.max_seqlen + self.positions
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """Additive mask (B, 1, 1, max_seqlen), −inf on padding; None when there is none."""
+        if len(self.sequence_of) == self.sequences * self.max_seqlen:
+            return None
+        column = torch.arange(self.max_seqlen, device=self.lengths.device)
+        hidden = column >= self.lengths[:, None]
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[
+            :, None, None
+        ]
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Slopes of ALiBi's distance penalty (Press et al. 2022), as MosaicBERT takes them.
+
+    A power of two n has 2^(−8k/n), k = 1 … n; another number has those of the power below it, then
+    every second one of the power above.
+    """
+
+    def power_of_two(n: int) -> list[float]:
+        return [2 ** (-8 * k / n) for k in range(1, n + 1)]
+
+    below = 2 ** math.floor(math.log2(heads))
+    return power_of_two(below) + power_of_two(2 * below)[::2][: heads - below]
+
+
+def _bias(slopes: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    at = torch.arange(length, device=slopes.device)
+    distance = (at[:, None] - at).abs()
+    return (-slopes[:, None, None] * distance).to(dtype)[None]
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | None) -> Tensor:
+    """Masked SDPA, padded inside attention alone: any device, any dtype, ALiBi or not."""
+    heads, width = q.shape[1:]
+    shape = (layout.sequences, layout.max_seqlen, heads, width)
+
+    def pad(x: Tensor) -> Tensor:
+        rows = x.new_zeros(shape[0] * shape[1], heads, width)
+        rows[layout.padded_rows] = x
+        return rows.view(shape).transpose(1, 2)
+
+    q, k, v = pad(q), pad(k), pad(v)
+    out = torch.empty_like(q)
+    bias = None if slopes is None else _bias(slopes, layout.max_seqlen, q.dtype)
+    padding = None if layout.padding is None else layout.padding.to(q.dtype)
+    mask_bytes = heads * layout.max_seqlen**2 * q.element_size()
+    step = max(1, _MASK_BYTES // mask_bytes) if bias is not None else shape[0]
+    for b in range(0, shape[0], step):
+        part = slice(b, b + step)
+        mask = bias if padding is None else padding[part] if bias is None else bias + padding[part]
+        out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask)
+    return out.transpose(1, 2).reshape(-1, heads, width)[layout.padded_rows]
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | None) -> Tensor:
+    """torch's packed flash attention: CUDA, fp16 or bf16, no bias."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    cu, longest = layout.cu_seqlens, layout.max_seqlen
+    out = varlen_attn(q, k, v, cu, cu, longest, longest)
+    assert isinstance(out, Tensor)  # a tuple only when the log-sum-exp is asked for
+    return out
+
+
+BACKENDS = {"padded": _padded, "varlen": _varlen}
+
+
+def backend(q: Tensor, slopes: Tensor | None) -> str:
+    """The backend for these tensors; the environment's VIRNUCPRO_ATTENTION overrules."""
+    forced = os.environ.get("VIRNUCPRO_ATTENTION")
+    if forced:
+        return forced
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    return "varlen" if q.is_cuda and half and slopes is None else "padded"
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | None = None
+) -> Tensor:
+    """softmax(q·kᵀ/√d [− slope·|i − j|])·v inside each sequence, with no look at its neighbours.
+
+    q, k, v: (T, H, d), one dtype. slopes: float (H), ALiBi's. Returns (T, H, d).
+    """
+    return BACKENDS[backend(q, slopes)](q, k, v, layout, slopes)

@@ -1,0 +1,140 @@
+"""Weights out of files that nobody has to trust: safetensors, and torch's by a strict rule."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from virnucpro_core.errors import ModelError
+from virnucpro_core.models.pickles import DTYPES, Inert, RefusedError, read_pickled
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise ModelError(
+        f"{path}: {why}; refused. Fetch the weights from their publisher again, or save them as "
+        "safetensors."
+    ) from None
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return read_pickled(path)
+    except RefusedError as error:
+        _refuse(path, f"{error}; nothing in it was run")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path.") from None
+    except zipfile.BadZipFile:
+        _refuse(path, "is truncated or damaged")
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError) as error:
+        _refuse(path, f"holds a malformed pickle ({type(error).__name__}); nothing in it was run")
+    except struct.error:
+        _refuse(path, "is damaged")
+
+
+def read_checkpoint(path: Path) -> dict[str, object]:
+    """The top-level object of a torch checkpoint, a dict such as fair-esm's {"cfg", "model"}.
+
+    Tensors are views of the mapped file; objects of other classes are `Inert` records. A module
+    pickled whole comes as {"": its record}. Raises ModelError for whatever else a file may be.
+    """
+    match _read_torch(path):
+        case dict(content) if all(isinstance(key, str) for key in content):
+            return content
+        case Inert() as record:
+            return {"": record}
+    _refuse(path, "holds neither a dict with names nor a module")
+
+
+def _module_state(record: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[str, object]]:
+    """Names and tensors of a pickled module, as its state_dict() would give them."""
+    if id(record) in seen:
+        raise RefusedError("holds a module within itself")
+    seen.add(id(record))
+    if record.name == "BatchNorm1d" and record.state.get("eps") != 1e-5:
+        raise RefusedError(f"has a BatchNorm1d with eps {record.state.get('eps')}, not 1e-5")
+    own = {}
+    for kind in ("_parameters", "_buffers", "_modules"):
+        part = record.state.get(kind)
+        if not isinstance(part, dict):
+            raise RefusedError(f"holds a {record.name} without {kind}")
+        own.update({key: value for key, value in part.items() if value is not None})
+    for key, value in own.items():
+        if isinstance(value, Inert):
+            yield from _module_state(value, f"{prefix}{key}.", seen)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_index(path: Path) -> dict[str, object]:
+    try:
+        where = json.loads(path.read_text())["weight_map"]
+        shards = sorted(set(where.values()))
+        if any(Path(shard).name != shard for shard in shards):
+            raise ValueError("a shard outside the folder")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: is no index of sharded weights ({error}).") from None
+    state: dict[str, object] = {}
+    for shard in shards:
+        part = read_state_dict(path.parent / shard)
+        state.update({key: part[key] for key in where if where[key] == shard and key in part})
+    if lacking := [key for key in where if key not in state]:
+        raise ModelError(
+            f"{path}: the shard {where[lacking[0]]} lacks {lacking[0]}; fetch it again."
+        )
+    return state
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Names and tensors of a weight file, on the CPU, mapped rather than read where possible.
+
+    Reads safetensors, a state dict that torch saved (bare, or under "model" or "state_dict"), the
+    classifier module that the original pickles whole, and the `*.index.json` of sharded weights.
+    Raises ModelError when the file names or holds anything else, or a value that is not finite.
+    """
+    state: dict[str, object]
+    if path.suffix == ".json":
+        state = _read_index(path)
+    elif path.suffix == ".safetensors":
+        try:
+            state = dict(load_file(path))
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error}); check the path.") from None
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            _refuse(path, f"is no safetensors file, or a damaged one ({error})")
+    else:
+        content = read_checkpoint(path)
+        for inner in ("model", "state_dict", ""):
+            match content.get(inner):
+                case dict(nested):
+                    content = nested
+                    break
+                case Inert() as record:
+                    try:
+                        content = dict(_module_state(record, "", set()))
+                    except RefusedError as error:
+                        _refuse(path, str(error))
+                    break
+        state = content
+    if not state:
+        _refuse(path, "holds no weights")
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.dtype in DTYPES):
+            _refuse(path, f"holds {name!r}, which is no tensor of a known kind")
+        # Least and greatest carry NaN and infinity, without a mask as large as the tensor.
+        bounds = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
+        if not all(torch.isfinite(bound) for bound in bounds):
+            _refuse(path, f"holds values in {name!r} that are not finite")
+        tensors[name] = value
+    return tensors

@@ -1,0 +1,139 @@
+"""DNABERT-S (Zhou et al. 2024, arXiv:2402.08777) over packed tokens, without padding.
+
+Its architecture is MosaicBERT (Portes et al. 2023, arXiv:2312.17482): BERT's post-norm layers with
+ALiBi in place of position embeddings and a gated linear unit as feed-forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from virnucpro_core.errors import ModelError
+from virnucpro_core.models.attention import Layout, alibi_slopes, varlen_attention
+from virnucpro_core.models.checkpoints import read_state_dict
+from virnucpro_core.models.encoder import (
+    Encoder,
+    config_size,
+    folder_config,
+    folder_weights,
+    load_into,
+    renamed,
+    segment_mean,
+)
+from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens
+
+
+class Layer(nn.Module):
+    """Post-norm transformer layer with ALiBi and a gated feed-forward."""
+
+    def __init__(self, dim: int, heads: int, inner: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=eps)
+        self.gated = nn.Linear(dim, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, dim)
+        self.ffn_norm = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Tensor, layout: Layout, slopes: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
+        x = self.attention_norm(x + self.out(varlen_attention(q, k, v, layout, slopes).flatten(1)))
+        gate, value = self.gated(x).chunk(2, dim=-1)
+        normed: Tensor = self.ffn_norm(x + self.down(F.gelu(gate) * value))
+        return normed
+
+
+class DNABERTS(Encoder):
+    """DNABERT-S; its vector of a sequence is the mean over all tokens, CLS and SEP included."""
+
+    def __init__(
+        self,
+        vocabulary: int,
+        layers: int,
+        dim: int,
+        heads: int,
+        inner: int,
+        *,
+        eps: float = 1e-12,
+        tokenizer: NucleotideTokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.heads = heads
+        self.tokenizer = tokenizer
+        self.embedding = nn.Embedding(vocabulary, dim)
+        self.token_type = nn.Embedding(2, dim)
+        self.embedding_norm = nn.LayerNorm(dim, eps=eps)
+        self.layers = nn.ModuleList(Layer(dim, heads, inner, eps) for _ in range(layers))
+
+    def tokenize(self, sequences: Sequence[str]) -> Tokens:
+        if self.tokenizer is None:
+            raise ModelError("this DNABERT-S came without tokenizer.json; fetch the model again.")
+        return self.tokenizer(sequences)
+
+    def forward(self, ids: Tensor, layout: Layout) -> Tensor:
+        x: Tensor = self.embedding_norm(self.embedding(ids) + self.token_type.weight[0])
+        slopes = torch.tensor(alibi_slopes(self.heads), device=x.device)
+        for layer in self.layers:
+            x = layer(x, layout, slopes)
+        return x
+
+    def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
+        return segment_mean(hidden, layout.lengths)
+
+
+NAMES = {
+    "embedding": "embeddings.word_embeddings",
+    "token_type": "embeddings.token_type_embeddings",
+    "embedding_norm": "embeddings.LayerNorm",
+    "layers.{n}.qkv": "encoder.layer.{n}.attention.self.Wqkv",
+    "layers.{n}.out": "encoder.layer.{n}.attention.output.dense",
+    "layers.{n}.attention_norm": "encoder.layer.{n}.attention.output.LayerNorm",
+    "layers.{n}.gated": "encoder.layer.{n}.mlp.gated_layers",
+    "layers.{n}.down": "encoder.layer.{n}.mlp.wo",
+    "layers.{n}.ffn_norm": "encoder.layer.{n}.mlp.layernorm",
+}
+"""Our modules' names to those of the published modelling code (bert_layers.py)."""
+
+
+def load_dnabert_s(path: str | Path) -> DNABERTS:
+    """Load DNABERT-S from a folder: config.json, weights, and tokenizer.json to embed text.
+
+    float32, on the CPU; the folder's own modelling code is not run. Raises ModelError when
+    something is missing, damaged or not a MosaicBERT.
+    """
+    folder = Path(path)
+    config = folder_config(folder)
+
+    vocabulary, layers, dim, heads, inner = (
+        config_size(folder, config, key)
+        for key in (
+            "vocab_size",
+            "num_hidden_layers",
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+        )
+    )
+    tokenizer = folder / "tokenizer.json"
+    with torch.device("meta"):
+        model = DNABERTS(
+            vocabulary,
+            layers,
+            dim,
+            heads,
+            inner,
+            eps=float(config.get("layer_norm_eps", 1e-12)),
+            tokenizer=NucleotideTokenizer(tokenizer) if tokenizer.exists() else None,
+        )
+    state = {
+        key.removeprefix("bert."): t for key, t in read_state_dict(folder_weights(folder)).items()
+    }
+    load_into(model, renamed(state, NAMES, layers), folder)
+    return model.eval()

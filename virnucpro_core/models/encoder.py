@@ -1,0 +1,173 @@
+"""What the two encoders share: pooled embeddings of a list of sequences, and reading their files."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from virnucpro_core.embedding.packing import plan
+from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.models.attention import Layout
+from virnucpro_core.sequences.tokens import Tokens
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """torch dtype of a precision's name; InputError for one that is unknown."""
+    try:
+        return PRECISIONS[precision]
+    except KeyError:
+        raise InputError(
+            f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}."
+        ) from None
+
+
+class Encoder(nn.Module, ABC):
+    """Sequences to one vector each: tokenise, run packed, average over tokens."""
+
+    dim: int
+
+    @abstractmethod
+    def tokenize(self, sequences: Sequence[str]) -> Tokens:
+        """Token ids of the sequences, one after another."""
+
+    @abstractmethod
+    def forward(self, ids: Tensor, layout: Layout) -> Tensor:
+        """Hidden states (T, dim) of packed token ids, int64 (T), in the module's dtype."""
+
+    @abstractmethod
+    def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Mean over each sequence's tokens as the original takes it: float32 (B, dim)."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @torch.inference_mode()
+    def embed_tokens_packed(self, tokens: Tokens) -> Tensor:
+        """Pooled embeddings, float32 (B, dim) on the module's device, of one packed batch."""
+        layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
+        ids = torch.from_numpy(tokens.ids).to(self.device, non_blocking=True)
+        return self.pool(self(ids, layout), layout)
+
+    def embed(
+        self,
+        sequences: Sequence[str],
+        *,
+        device: str | torch.device | None = None,
+        precision: str | None = None,
+        token_budget: int = 8192,
+    ) -> NDArray[np.float32]:
+        """Embed sequences: float32 (N, dim), in input order, pooled as the original pools.
+
+        device and precision ("fp32", "bf16", "fp16") default to where and as the module is; others
+        use a copy of it. Raises InputError for a sequence that the tokeniser refuses.
+        """
+        dtype = self.dtype if precision is None else dtype_of(precision)
+        target = self.device if device is None else torch.device(device)
+        if (target, dtype) != (self.device, self.dtype):
+            moved = copy.deepcopy(self).to(device=target, dtype=dtype)
+            return moved.embed(sequences, token_budget=token_budget)
+        result = np.empty((len(sequences), self.dim), np.float32)
+        # a few letters make a token in the one encoder, one letter in the other
+        for rows in plan(np.fromiter(map(len, sequences), np.int64, len(sequences)), token_budget):
+            tokens = self.tokenize([sequences[row] for row in rows])
+            result[rows] = self.embed_tokens_packed(tokens).cpu().numpy()
+        return result
+
+
+def segment_mean(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Mean of consecutive runs of rows: (T, D) and int64 (B) → float32 (B, D); 0 for an empty run.
+
+    A run is added up in float32 in one fixed order, so that the mean is the same at every run.
+    """
+    return torch.segment_reduce(
+        rows.float(), "mean", lengths=lengths, axis=0, unsafe=True, initial=0.0
+    )
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a Hugging Face folder; ModelError when it is missing or no JSON."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; give a model folder with config.json.") from None
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON ({error}); fetch the model again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: not a configuration; fetch the model again.")
+    return config
+
+
+def folder_weights(folder: Path) -> Path:
+    """The weight file of a Hugging Face folder, safetensors first; ModelError when it has none."""
+    for name in (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ):
+        if (folder / name).exists():
+            return folder / name
+    raise ModelError(f"{folder}: holds no weights; give a folder with model.safetensors.")
+
+
+def config_size(path: Path, config: Mapping[str, Any], key: str) -> int:
+    """A size out of a configuration; ModelError when it is missing or no positive number."""
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ModelError(f"{path}: its configuration has no {key!r}; fetch the model again.")
+    return value
+
+
+def renamed(
+    state: Mapping[str, Tensor], names: Mapping[str, str], layers: int
+) -> dict[str, Tensor]:
+    """A published state dict under our names.
+
+    names: our modules' names to the published ones, `{n}` standing for the layer; of several
+    published names, parted by blanks, the weights are stacked along the first dimension.
+    """
+    result: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        for n in range(layers if "{n}" in ours else 1):
+            for kind in ("weight", "bias"):
+                keys = [f"{name.format(n=n)}.{kind}" for name in theirs.split()]
+                if all(key in state for key in keys):
+                    parts = [state[key] for key in keys]
+                    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+                    result[f"{ours.format(n=n)}.{kind}"] = whole
+    return result
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Put a state dict into a module made on the meta device; ModelError when they do not match."""
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise ModelError(
+            f"{path}: lacks the weight {missing[0]!r}"
+            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; fetch the model again."
+        )
+    for name, shape in expected.items():
+        if state[name].shape != shape:
+            raise ModelError(
+                f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, "
+                f"not {tuple(shape)}; this is another model's file."
+            )
+    module.load_state_dict({name: state[name].float() for name in expected}, assign=True)

@@ -1,0 +1,182 @@
+"""ESM-2 (Lin et al. 2023, doi:10.1126/science.ade2574) over packed tokens, without padding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from virnucpro_core.errors import ModelError
+from virnucpro_core.models.attention import Layout, varlen_attention
+from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
+from virnucpro_core.models.encoder import (
+    Encoder,
+    config_size,
+    folder_config,
+    folder_weights,
+    load_into,
+    renamed,
+    segment_mean,
+)
+from virnucpro_core.models.pickles import Inert
+from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK, Tokens, esm_tokens
+
+MAX_POOLED_RESIDUES = 1024
+"""The original averages over a protein's first 1024 residues; the model sees them all."""
+
+MASK_RATIO_TRAIN = 0.15 * 0.8
+"""Share of mask tokens that ESM-2 was trained with; token_dropout rescales by it."""
+
+
+def rotary(layout: Layout, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, 1, width) of rotary position embeddings (Su et al. 2021), base 10⁴."""
+    device = layout.positions.device
+    frequency = 1.0 / (10_000 ** (torch.arange(0, width, 2, device=device).float() / width))
+    angle = torch.outer(layout.positions.float(), frequency).repeat(1, 2)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (T, H, d) queries or keys by their positions."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer; query, key and value come out of one GEMM."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, -1)
+        q, k, v = qkv.unbind(1)
+        attended = varlen_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, layout)
+        x = x + self.out(attended.flatten(1))
+        x = x + self.down(F.gelu(self.up(self.ffn_norm(x))))
+        return x
+
+
+class ESM2(Encoder):
+    """ESM-2; its vector of a protein is the mean of the last layer over residues, BOS and EOS not.
+
+    `forward` gives what fair-esm calls the representation of the last layer, after the final norm.
+    """
+
+    def __init__(self, layers: int, dim: int, heads: int, *, token_dropout: bool = True) -> None:
+        super().__init__()
+        self.dim = dim
+        self.width = dim // heads
+        self.token_dropout = token_dropout
+        self.embedding = nn.Embedding(len(ESM_ALPHABET), dim)
+        self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def tokenize(self, sequences: Sequence[str]) -> Tokens:
+        return esm_tokens(sequences)
+
+    def _embedded(self, ids: Tensor, layout: Layout) -> Tensor:
+        x: Tensor = self.embedding(ids)
+        if not self.token_dropout:
+            return x
+        masked = ids == ESM_MASK
+        share = segment_mean(masked[:, None], layout.lengths)
+        scale = (1 - MASK_RATIO_TRAIN) / (1 - share)
+        return x.masked_fill(masked[:, None], 0.0) * scale[layout.sequence_of].to(x.dtype)
+
+    def forward(self, ids: Tensor, layout: Layout) -> Tensor:
+        x = self._embedded(ids, layout)
+        cos, sin = rotary(layout, self.width, x.dtype)
+        for layer in self.layers:
+            x = layer(x, layout, cos, sin)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
+        residues = layout.lengths - 2
+        at = layout.positions
+        last = residues.clamp(max=MAX_POOLED_RESIDUES)
+        kept = (at >= 1) & (at <= last[layout.sequence_of])
+        return segment_mean(hidden[kept], last)
+
+
+_FAIR_ESM = {
+    "embedding": "embed_tokens",
+    "layers.{n}.attention_norm": "layers.{n}.self_attn_layer_norm",
+    "layers.{n}.qkv": "layers.{n}.self_attn.q_proj layers.{n}.self_attn.k_proj "
+    "layers.{n}.self_attn.v_proj",
+    "layers.{n}.out": "layers.{n}.self_attn.out_proj",
+    "layers.{n}.ffn_norm": "layers.{n}.final_layer_norm",
+    "layers.{n}.up": "layers.{n}.fc1",
+    "layers.{n}.down": "layers.{n}.fc2",
+    "norm": "emb_layer_norm_after",
+}
+"""Our modules' names to fair-esm's; several names are stacked into one weight."""
+
+HUGGING_FACE = {
+    "embedding": "embeddings.word_embeddings",
+    "layers.{n}.attention_norm": "encoder.layer.{n}.attention.LayerNorm",
+    "layers.{n}.qkv": "encoder.layer.{n}.attention.self.query "
+    "encoder.layer.{n}.attention.self.key encoder.layer.{n}.attention.self.value",
+    "layers.{n}.out": "encoder.layer.{n}.attention.output.dense",
+    "layers.{n}.ffn_norm": "encoder.layer.{n}.LayerNorm",
+    "layers.{n}.up": "encoder.layer.{n}.intermediate.dense",
+    "layers.{n}.down": "encoder.layer.{n}.output.dense",
+    "norm": "encoder.emb_layer_norm_after",
+}
+"""Our modules' names to those of transformers' EsmModel."""
+
+
+def _from_fair_esm(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    cfg = read_checkpoint(path).get("cfg")
+    record = cfg.get("model") if isinstance(cfg, dict) else None
+    if not isinstance(record, Inert):
+        raise ModelError(f"{path}: no ESM-2 checkpoint of fair-esm; give esm2_t36_3B_UR50D.pt.")
+    config = {
+        "num_hidden_layers": record.state.get("encoder_layers"),
+        "hidden_size": record.state.get("encoder_embed_dim"),
+        "num_attention_heads": record.state.get("encoder_attention_heads"),
+        "token_dropout": record.state.get("token_dropout", True),
+    }
+    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
+    return config, {prefix.sub("", key): t for key, t in read_state_dict(path).items()}
+
+
+def _from_hugging_face(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    config = folder_config(folder)
+    if config.get("model_type") != "esm" or config.get("position_embedding_type") != "rotary":
+        raise ModelError(f"{folder / 'config.json'}: describes no ESM-2; give an ESM-2 folder.")
+    state = read_state_dict(folder_weights(folder))
+    return config, {key.removeprefix("esm."): tensor for key, tensor in state.items()}
+
+
+def load_esm2(path: str | Path) -> ESM2:
+    """Load ESM-2 from fair-esm's `.pt`, or from a Hugging Face folder; float32, on the CPU.
+
+    Nothing in the file is executed. Raises ModelError when it is missing, damaged or not ESM-2.
+    """
+    path = Path(path)
+    if path.is_dir():
+        (config, state), names = _from_hugging_face(path), HUGGING_FACE
+    else:
+        (config, state), names = _from_fair_esm(path), _FAIR_ESM
+    layers, dim, heads = (
+        config_size(path, config, key)
+        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
+    )
+    with torch.device("meta"):
+        model = ESM2(layers, dim, heads, token_dropout=bool(config.get("token_dropout", True)))
+    load_into(model, renamed(state, names, layers), path)
+    return model.eval()

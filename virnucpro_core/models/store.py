@@ -1,0 +1,195 @@
+"""Named models: a folder each, with a `model.json` that names its parts and their sha256.
+
+    {"format": 1, "name": "mini", "window": 500, "dim": 352, "nucleotide": "dnabert_s",
+     "protein": "esm2", "classifier": "classifier.safetensors",
+     "weights": {"esm2/model.safetensors": "<sha256>", …}}
+
+Paths are relative to the folder. `mini` lies in the package, the others in a models folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import written_aside
+
+logger = logging.getLogger("virnucpro.models")
+
+SHIPPED = Path(__file__).parents[1]
+PUBLISHED = {"virnucpro-300": 300, "virnucpro-500": 500}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A nucleotide encoder, a protein encoder and a classifier that belong together.
+
+    dim: values of a frame's embedding. weights: sha256 of each weight file, by its path in the
+    model's folder.
+    """
+
+    name: str
+    folder: Path
+    window: int
+    dim: int
+    nucleotide: Path
+    protein: Path
+    classifier: Path
+    weights: dict[str, str]
+
+
+def models_folder(models_dir: Path | None) -> Path | None:
+    """The models folder that was asked for, else $VIRNUCPRO_MODELS."""
+    if models_dir is not None:
+        return models_dir
+    folder = os.environ.get("VIRNUCPRO_MODELS")
+    return Path(folder) if folder else None
+
+
+def _folders(models_dir: Path | None) -> dict[str, Path]:
+    found = {}
+    for root in (models_folder(models_dir), SHIPPED):
+        if root is not None:
+            found.update({path.parent.name: path.parent for path in root.glob("*/model.json")})
+    return found
+
+
+def _read(folder: Path) -> Model:
+    path = folder / "model.json"
+    try:
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise ModelError(f"{path}: is of format {about['format']}; import the model again.")
+        return Model(
+            name=str(about["name"]),
+            folder=folder,
+            window=int(about["window"]),
+            dim=int(about["dim"]),
+            nucleotide=folder / about["nucleotide"],
+            protein=folder / about["protein"],
+            classifier=folder / about["classifier"],
+            weights=dict(about["weights"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: describes no model ({error!r}); import it again.") from None
+
+
+def resolve_model(name: str, models_dir: Path | None = None) -> Model:
+    """Find a model by name in the models folder or in the package.
+
+    Raises InputError for an unknown name, ModelError when the files of a known one are missing.
+    """
+    folders = _folders(models_dir)
+    if name in folders:
+        model = _read(folders[name])
+        for file in model.weights:
+            if not (model.folder / file).exists():
+                raise ModelError(f"{model.folder / file}: is missing; import {name} again.")
+        return model
+    where = models_folder(models_dir)
+    if name in PUBLISHED:
+        raise ModelError(
+            f"model {name!r} is not in {where or 'a models folder (none is set)'}; "
+            f"bring its weights in with `virnucpro models import {name}` and name the folder "
+            "with --models-dir or $VIRNUCPRO_MODELS."
+        )
+    known = ", ".join(sorted({*folders, *PUBLISHED}))
+    raise InputError(f"model {name!r} is not known; choose one of {known}.")
+
+
+def list_models(models_dir: Path | None = None) -> list[Model]:
+    """The models at hand, sorted by name."""
+    return [_read(folder) for _, folder in sorted(_folders(models_dir).items())]
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def verify(model: Model) -> None:
+    """Compare every weight file with its recorded sha256; ModelError names the first that differs."""
+    for file, expected in model.weights.items():
+        found = sha256(model.folder / file)
+        if found != expected:
+            raise ModelError(
+                f"{model.folder / file}: has sha256 {found[:12]}…, not {expected[:12]}…; "
+                f"import {model.name} again."
+            )
+
+
+def write_model(
+    folder: Path, name: str, window: int, dim: int, parts: dict[str, str], **about: object
+) -> Model:
+    """Write the model.json of a folder whose files are in place, hashing them.
+
+    parts: the paths of "nucleotide", "protein" and "classifier" in the folder.
+    """
+    files = sorted(
+        file
+        for part in parts.values()
+        for file in ([folder / part] if (folder / part).is_file() else (folder / part).rglob("*"))
+        if file.is_file()
+    )
+    head = {"format": FORMAT, "name": name, "window": window, "dim": dim, **parts}
+    weights = {str(file.relative_to(folder)): sha256(file) for file in files}
+    with written_aside(folder / "model.json") as aside:
+        aside.write_text(json.dumps({**head, "weights": weights, **about}, indent=2) + "\n")
+    return _read(folder)
+
+
+_ENCODER_FILES = ("*.json", "*.safetensors", "*.bin")
+
+
+def import_model(
+    name: str,
+    *,
+    dnabert_s: Path,
+    esm2: Path,
+    classifier: Path,
+    models_dir: Path | None = None,
+    window: int | None = None,
+) -> Model:
+    """Copy a model's parts into the models folder, where it is found by name from then on.
+
+    dnabert_s is a Hugging Face folder, esm2 fair-esm's `.pt` or such a folder, classifier a `.pth`
+    as the original saves it or safetensors. window may be left out for the published names.
+    Raises InputError for unclear arguments, ModelError when a part does not load.
+    """
+    from virnucpro_core.models.classifier import load_classifier
+    from virnucpro_core.models.dnabert_s import load_dnabert_s
+    from virnucpro_core.models.esm2 import load_esm2
+
+    root = models_folder(models_dir)
+    if root is None:
+        raise InputError("no models folder is set; name one with --models-dir.")
+    window = window or PUBLISHED.get(name)
+    if window is None:
+        raise InputError(f"the window of model {name!r} is not known; give --window.")
+    dim = load_dnabert_s(dnabert_s).dim + load_esm2(esm2).dim
+    inputs = load_classifier(classifier).hidden_layer.in_features
+    if dim != inputs:
+        raise ModelError(
+            f"{classifier}: takes {inputs} values a frame, the encoders give {dim}; "
+            "these parts do not belong together."
+        )
+    folder = root / name
+    parts = {}
+    for key, source in (("nucleotide", dnabert_s), ("protein", esm2), ("classifier", classifier)):
+        parts[key] = source.name
+        files = (
+            [source] if source.is_file() else [f for g in _ENCODER_FILES for f in source.glob(g)]
+        )
+        for file in files:
+            with written_aside(folder / file.relative_to(source.parent)) as aside:
+                shutil.copyfile(file, aside)
+    logger.info("model %s is in %s", name, folder)
+    return write_model(folder, name, window, dim, parts)

@@ -1,0 +1,104 @@
+"""Checkpoints of an `embed` run: finished blocks of rows, a file each.
+
+A block is a .npy of records (row, embedding), written aside, synced and renamed; a killed run
+leaves whole blocks alone, in a folder named for all that decides their values.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro_core.files import written_aside
+
+logger = logging.getLogger("virnucpro.embed")
+
+BLOCK_BYTES = 64 << 20
+BLOCK_SECONDS = 2.0
+
+
+def _record(dim: int) -> np.dtype[np.void]:
+    return np.dtype([("row", np.int64), ("embedding", np.float32, (dim,))])
+
+
+class BlockWriter:
+    """Collects finished batches and writes them as blocks, on a thread of its own."""
+
+    def __init__(self, folder: Path, dim: int, executor: ThreadPoolExecutor) -> None:
+        self._folder = folder
+        self._dtype = _record(dim)
+        self._executor = executor
+        self._batches: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+        self._bytes = 0
+        self._since = time.monotonic()
+        self._pending: Future[None] | None = None
+
+    def add(self, rows: NDArray[np.int64], embedding: NDArray[np.float32]) -> None:
+        """Take one batch: rows int64 (B), embedding float32 (B, dim)."""
+        self._batches.append((rows, embedding))
+        self._bytes += embedding.nbytes
+        if self._bytes >= BLOCK_BYTES or time.monotonic() - self._since >= BLOCK_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._wait()
+        if self._batches:
+            self._pending = self._executor.submit(self._write, self._batches)
+        self._batches, self._bytes, self._since = [], 0, time.monotonic()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _write(self, batches: list[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> None:
+        block = np.empty(sum(len(rows) for rows, _ in batches), self._dtype)
+        block["row"] = np.concatenate([rows for rows, _ in batches])
+        block["embedding"] = np.concatenate([embedding for _, embedding in batches])
+        # a row is embedded once, so its number names the block
+        with (
+            written_aside(self._folder / f"{block['row'][0]:012d}.npy") as aside,
+            aside.open("wb") as handle,
+        ):
+            np.save(handle, block)
+
+    def close(self) -> None:
+        """Write what is left, and wait until it is on disk."""
+        self._flush()
+        self._wait()
+
+
+@contextmanager
+def block_writer(folder: Path, dim: int) -> Iterator[BlockWriter]:
+    """A BlockWriter that has written all it was given at the end, also after an error."""
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as executor:
+        writer = BlockWriter(folder, dim, executor)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def read_blocks(folder: Path, dim: int, rows: int) -> list[NDArray[np.void]]:
+    """The whole blocks of a folder, mapped; what is damaged or does not fit is left out, and said."""
+    blocks = []
+    for path in sorted(folder.glob("*.npy")):
+        try:
+            block = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            logger.warning("%s: not a whole block (%s); its rows are embedded again", path, error)
+            continue
+        if block.dtype != _record(dim) or (
+            len(block) and not 0 <= block["row"].min() <= block["row"].max() < rows
+        ):
+            logger.warning("%s: not a block of this run; its rows are embedded again", path)
+            continue
+        blocks.append(block)
+    return blocks

@@ -1,0 +1,281 @@
+"""The `virnucpro` command: parse, call, print."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from virnucpro_core import __version__
+from virnucpro_core.errors import InputError, VirNucProError
+
+app = typer.Typer(
+    help="Find viruses in short metagenomic contigs.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(help="The models at hand.")
+app.add_typer(models_app, name="models")
+
+
+class Precision(StrEnum):
+    """Number format of the encoders' weights and activations."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+Fasta = Annotated[list[Path], typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
+ModelName = Annotated[str, typer.Option("--model", help="mini, virnucpro-300 or virnucpro-500.")]
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of models; else $VIRNUCPRO_MODELS. mini needs none."),
+]
+Devices = Annotated[str, typer.Option(help="auto, cpu, or a list like cuda:0,cuda:1.")]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
+]
+Frames = Annotated[list[Path], typer.Option("--frames", help="Frame table; repeat for several.")]
+ShardBp = Annotated[int, typer.Option(min=1, help="Bases of a piece, about.")]
+MinViralFraction = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, help="Share of a contig's windows that makes it a virus."),
+]
+
+
+@app.command()
+def predict(
+    fasta: Fasta,
+    output: Output,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    devices: Devices = "auto",
+    precision: PrecisionOption = None,
+    min_viral_fraction: MinViralFraction = 0.5,
+) -> None:
+    """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
+    from virnucpro_core.predict import predict
+
+    table = predict(
+        fasta,
+        model,
+        output=output,
+        models_dir=models_dir,
+        devices=devices,
+        precision=precision,
+        min_viral_fraction=min_viral_fraction,
+    )
+    calls = table["call"].to_pylist()
+    counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
+    typer.echo(f"{len(calls)} contigs: {counts}; see {output / 'report.html'}")
+
+
+@app.command()
+def split(fasta: Fasta, output: Output, shard_bp: ShardBp = 10_000_000) -> None:
+    """Cut FASTA into pieces of whole contigs, with an inventory of every contig."""
+    from virnucpro_core.sequences.split import split
+
+    split(fasta, output, shard_bp)
+
+
+@app.command()
+def translate(
+    fasta: Annotated[Path, typer.Argument(help="FASTA of contigs.")],
+    output: Output,
+    window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
+    model: Annotated[str | None, typer.Option(help="Take the window from this model.")] = None,
+    models_dir: ModelsDir = None,
+    fasta_dir: Annotated[
+        Path | None, typer.Option(help="Also write the original's three FASTA files here.")
+    ] = None,
+) -> None:
+    """Cut contigs into windows and keep the stop-free ones of their six frames."""
+    from virnucpro_core.sequences.translate import translate
+
+    if (window is None) == (model is None):
+        raise InputError("translate needs the window's size: give either --window or --model.")
+    if model is not None:
+        from virnucpro_core.models.store import resolve_model
+
+        window = resolve_model(model, models_dir).window
+    assert window is not None
+    translate([fasta], output, window, fasta_dir)
+
+
+@app.command()
+def embed(
+    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    output: Output,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    devices: Devices = "auto",
+    precision: PrecisionOption = None,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(help="Where finished blocks are kept; else beside the output.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
+    ] = None,
+) -> None:
+    """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
+    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.embedding.engine import embed
+    from virnucpro_core.models.store import resolve_model
+
+    embed(
+        frames,
+        output,
+        resolve_model(model, models_dir),
+        devices=parse_devices(devices),
+        precision=precision,
+        checkpoint_dir=checkpoint_dir,
+        token_budget=token_budget,
+    )
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Shards of embed.")],
+    frames: Frames,
+    output: Output,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the embeddings too.")] = False,
+) -> None:
+    """Check a sample's shards against its frames and join them without copying embeddings."""
+    from virnucpro_core.embedding.merge import merge
+
+    merge(shards, frames, output, copy=copy)
+
+
+@app.command()
+def classify(
+    embeddings: Annotated[Path, typer.Argument(help="Embeddings of merge, or one shard.")],
+    frames: Frames,
+    contigs: Annotated[Path, typer.Option(help="The contigs.parquet of split.")],
+    output: Output,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    sample: Annotated[str | None, typer.Option(help="Name for the report.")] = None,
+    min_viral_fraction: MinViralFraction = 0.5,
+) -> None:
+    """Score frames and call windows and contigs."""
+    from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.results.classify import classify
+
+    classify(
+        embeddings,
+        frames,
+        contigs,
+        output,
+        resolve_model(model, models_dir),
+        sample=sample,
+        min_viral_fraction=min_viral_fraction,
+    )
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
+    output: Output,
+) -> None:
+    """One self-contained page for all samples of a run."""
+    from virnucpro_core.results.report import write_report
+
+    write_report(results, output)
+
+
+@models_app.command("list")
+def models_list(models_dir: ModelsDir = None) -> None:
+    """The models in the models folder and the one that is shipped."""
+    from virnucpro_core.models.store import list_models
+
+    table = Table("model", "window", "values a frame", "folder")
+    for model in list_models(models_dir):
+        table.add_row(model.name, str(model.window), str(model.dim), str(model.folder))
+    Console().print(table)
+
+
+@models_app.command("import")
+def models_import(
+    name: Annotated[str, typer.Argument(help="virnucpro-300, virnucpro-500, or one of yours.")],
+    dnabert_s: Annotated[Path, typer.Option(help="Folder: config.json, tokenizer.json, weights.")],
+    esm2: Annotated[Path, typer.Option(help="fair-esm's .pt, or a Hugging Face folder.")],
+    classifier: Annotated[Path, typer.Option(help="The original's .pth, or safetensors.")],
+    models_dir: ModelsDir = None,
+    window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
+) -> None:
+    """Copy a model's files into the models folder, checked and hashed."""
+    from virnucpro_core.models.store import import_model
+
+    model = import_model(
+        name,
+        dnabert_s=dnabert_s,
+        esm2=esm2,
+        classifier=classifier,
+        models_dir=models_dir,
+        window=window,
+    )
+    typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
+
+
+@models_app.command("verify")
+def models_verify(
+    name: Annotated[str, typer.Argument(help="Name of a model.")], models_dir: ModelsDir = None
+) -> None:
+    """Compare a model's files with their recorded sha256."""
+    from virnucpro_core.models.store import resolve_model, verify
+
+    model = resolve_model(name, models_dir)
+    verify(model)
+    typer.echo(f"{model.name}: {len(model.weights)} files are as recorded")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"virnucpro {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", force=True)
+    logging.getLogger("virnucpro").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def main() -> None:
+    """Run the command line; a refusal is one sentence on stderr and its exit code."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(prog_name="virnucpro", standalone_mode=False)
+    except VirNucProError as error:
+        print(f"virnucpro: {error}", file=sys.stderr)
+        code = error.exit_code
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "virnucpro"
+        print(f"{where}: {error.format_message()} See `{where} --help`.", file=sys.stderr)
+        code = 2
+    except typer.Exit as end:
+        code = end.exit_code
+    except typer.Abort:
+        code = 1
+    except OSError as error:
+        print(f"virnucpro: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

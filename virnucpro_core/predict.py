@@ -1,0 +1,75 @@
+"""All stages in one process, on one machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+
+from virnucpro_core.embedding.devices import parse_devices
+from virnucpro_core.embedding.engine import embed
+from virnucpro_core.embedding.merge import merge
+from virnucpro_core.models.store import resolve_model
+from virnucpro_core.results.calls import MIN_VIRAL_FRACTION
+from virnucpro_core.results.classify import classify
+from virnucpro_core.results.report import write_report
+from virnucpro_core.sequences.split import split
+from virnucpro_core.sequences.translate import translate
+
+WORK = ".work"
+
+
+def predict(
+    fasta: str | Path | Sequence[str | Path],
+    model: str = "mini",
+    *,
+    output: str | Path | None = None,
+    models_dir: str | Path | None = None,
+    devices: str = "auto",
+    precision: str | None = None,
+    min_viral_fraction: float = MIN_VIRAL_FRACTION,
+) -> pa.Table:
+    """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
+
+    With `output`, that folder gets all result files and the report, and the same call after a
+    kill goes on where it stood; without, nothing is kept.
+
+    Raises InputError for bad input, ModelError for a model that is missing or does not load.
+    """
+    paths = [Path(fasta)] if isinstance(fasta, str | Path) else [Path(path) for path in fasta]
+    if output is None:
+        with TemporaryDirectory(prefix="virnucpro-") as folder:
+            return predict(
+                paths,
+                model,
+                output=folder,
+                models_dir=models_dir,
+                devices=devices,
+                precision=precision,
+                min_viral_fraction=min_viral_fraction,
+            )
+    out = Path(output)
+    chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
+    places = parse_devices(devices)
+    work = out / WORK
+    contigs, frames, shard, embeddings = (
+        work / name for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
+    )
+    translate(split(paths, work), frames, chosen.window)
+    embed(frames, shard, chosen, devices=places, precision=precision)
+    merge([shard], [frames], embeddings)
+    table = classify(
+        embeddings,
+        [frames],
+        contigs,
+        out,
+        chosen,
+        sample=paths[0].name.split(".")[0],
+        min_viral_fraction=min_viral_fraction,
+    )
+    write_report([out], out / "report.html")
+    shutil.rmtree(work)
+    return table

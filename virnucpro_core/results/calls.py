@@ -1,0 +1,150 @@
+"""The rules: scores of frames → calls of windows → calls of contigs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from virnucpro_core.sequences.windows import Int64Array, windows
+
+MIN_VIRAL_FRACTION = 0.5
+CALLS = ("virus", "other", "no_call")
+REASONS = ("too_short", "ambiguous", "no_stop_free_frame")
+
+CONTIGS = pa.schema(
+    [
+        ("contig", pa.string()),
+        ("length", pa.int64()),
+        ("windows", pa.int32()),
+        ("frames", pa.int32()),
+        ("viral_windows", pa.int32()),
+        ("viral_fraction", pa.float32()),
+        ("max_virus_score", pa.float32()),
+        ("mean_virus_score", pa.float32()),
+        ("call", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""One row a contig, in input order. viral_fraction is viral_windows over the windows that have a
+frame; a window's virus score is the highest of its frames; the three are null for a no_call."""
+
+Float32Array = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+_CODON = re.compile("[ACGTacgt]{3}")
+
+
+def frame_is_virus(scores: Float32Array) -> BoolArray:
+    """Calls of frames from scores (N, 2) of (other, virus); a tie is none, as for torch.max."""
+    return scores[:, 1] > scores[:, 0]
+
+
+@dataclass
+class WindowCalls:
+    """Every window of a batch of contigs, in order; all arrays have one entry a window.
+
+    `contig` is the index within the batch, `number` counts from 1, `start` and `end` are 0-based
+    and half-open on the contig's forward strand; the scores are the highest of the window's
+    frames, -inf where it has none.
+    """
+
+    contig: Int64Array
+    number: Int64Array
+    start: Int64Array
+    end: Int64Array
+    frames: Int64Array
+    score_other: Float32Array
+    score_virus: Float32Array
+    first: Int64Array
+    """Index of each contig's first window, and the number of windows at the end."""
+
+    @classmethod
+    def of(cls, lengths: Int64Array, window: int) -> WindowCalls:
+        """The windows of contigs of these lengths, without a frame so far."""
+        contig, start, end = windows(lengths, window)
+        first = np.searchsorted(contig, np.arange(len(lengths) + 1))
+        lowest = np.full((2, len(contig)), -np.inf, np.float32)
+        number = np.arange(len(contig)) - first[contig] + 1
+        frames = np.zeros(len(contig), np.int64)
+        return cls(contig, number, start, end, frames, lowest[0], lowest[1], first)
+
+    def misplaced(self, contig: Int64Array, number: Int64Array) -> BoolArray:
+        """Which (contig, window number) pairs name no window of the batch."""
+        return (number < 1) | (number > self.first[contig + 1] - self.first[contig])
+
+    def add(self, contig: Int64Array, number: Int64Array, scores: Float32Array) -> None:
+        """Count frames, given the contig and window of each and its scores (N, 2)."""
+        at = self.first[contig] + number - 1
+        np.add.at(self.frames, at, 1)
+        np.maximum.at(self.score_other, at, scores[:, 0])
+        np.maximum.at(self.score_virus, at, scores[:, 1])
+
+    @property
+    def called(self) -> BoolArray:
+        return self.frames > 0
+
+    @property
+    def is_virus(self) -> BoolArray:
+        """The original's rule, by which a tie is a virus."""
+        return self.called & (self.score_virus >= self.score_other)
+
+    def ids(self, contigs: Sequence[str], which: BoolArray) -> list[str]:
+        """The original's names of windows: contig, `_chunk_`, number."""
+        pairs = zip(self.contig[which].tolist(), self.number[which].tolist(), strict=True)
+        return [f"{contigs[contig]}_chunk_{number}" for contig, number in pairs]
+
+
+def _reason(sequence: str, starts: Int64Array, ends: Int64Array) -> str:
+    """Why a contig has no frame. The three frames of a window read every codon that lies in it."""
+    if len(sequence) < 3:
+        return "too_short"
+    spans = zip(starts.tolist(), ends.tolist(), strict=True)
+    readable = any(_CODON.search(sequence, start, end) for start, end in spans)
+    return "no_stop_free_frame" if readable else "ambiguous"
+
+
+def call_contigs(
+    inventory: pa.RecordBatch, calls: WindowCalls, min_viral_fraction: float
+) -> pa.RecordBatch:
+    """Rows of `CONTIGS` for a batch of the inventory (contig, length, sequence) and its windows.
+
+    A contig is `virus` when at least `min_viral_fraction` of its windows that have a frame are
+    viral, else `other`; without any frame it is `no_call`, for a reason.
+    """
+    n = inventory.num_rows
+    called, virus = calls.called, calls.is_virus
+    with_frame = np.bincount(calls.contig[called], minlength=n)
+    viral = np.bincount(calls.contig[virus], minlength=n)
+    best = np.zeros(n, np.float32)
+    np.maximum.at(best, calls.contig[called], calls.score_virus[called])
+    scores = calls.score_virus[called].astype(np.float64)
+    total = np.bincount(calls.contig[called], weights=scores, minlength=n)
+    divisor = np.maximum(with_frame, 1)
+    fraction, mean = viral / divisor, total / divisor
+    call = np.where(fraction >= min_viral_fraction, "virus", "other").astype(object)
+    reason = np.full(n, None, object)
+    for i in np.flatnonzero(with_frame == 0).tolist():
+        own = slice(calls.first[i], calls.first[i + 1])
+        sequence = inventory["sequence"][i].as_py()
+        call[i], reason[i] = "no_call", _reason(sequence, calls.start[own], calls.end[own])
+    no_call = with_frame == 0
+    columns = [
+        inventory["contig"],
+        inventory["length"],
+        np.diff(calls.first),
+        np.bincount(calls.contig, weights=calls.frames, minlength=n).astype(np.int64),
+        viral,
+        *(pa.array(x.astype(np.float32), mask=no_call) for x in (fraction, best, mean)),
+        call,
+        reason,
+    ]
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, field.type)
+        for column, field in zip(columns, CONTIGS, strict=True)
+    ]
+    return pa.record_batch(arrays, schema=CONTIGS)

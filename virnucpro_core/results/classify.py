@@ -1,0 +1,261 @@
+"""Stage `classify`: embeddings and frame tables to scores, calls and the result files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from virnucpro_core import __version__
+from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
+from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.models.classifier import MLPClassifier, load_classifier
+from virnucpro_core.models.store import Model
+from virnucpro_core.results.calls import (
+    CALLS,
+    CONTIGS,
+    MIN_VIRAL_FRACTION,
+    REASONS,
+    Float32Array,
+    WindowCalls,
+    call_contigs,
+    frame_is_virus,
+)
+from virnucpro_core.results.tables import ResultFiles
+from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.sequences.windows import Int64Array
+
+logger = logging.getLogger("virnucpro.classify")
+
+ROWS = 4096
+"""Embeddings read at a time: 55 MB of them at 3328 values each."""
+
+
+def _check_made_for(embeddings: EmbeddingFile, model: Model) -> None:
+    made = embeddings.origin
+    if made.model != model.name:
+        raise InputError(
+            f"{embeddings.path}: made with the model {made.model!r}, not {model.name!r}; "
+            f"classify with --model {made.model}, or embed again."
+        )
+    for file, sha256 in made.weights.items():
+        if model.weights.get(file) != sha256:
+            raise InputError(
+                f"{embeddings.path}: made with other weights than the model {model.name!r} has: "
+                f"{file} was {sha256[:12]}…; embed again."
+            )
+
+
+class Embedded(NamedTuple):
+    """A frame table, and where its embeddings are: an HDF5 file, from a row on."""
+
+    table: Path
+    file: Path
+    row: int
+
+
+def _pair_tables(
+    embeddings: EmbeddingFile, frames: Sequence[Path], contigs: Path, window: int
+) -> list[Embedded]:
+    """Pair frame tables with their embeddings, in the inventory's order.
+
+    Tables are known by the digest of their content, so neither the order in which they are given
+    nor that of the merged pieces matters.
+    """
+    row = 0
+    waiting: dict[str, tuple[int, Source]] = {}
+    for source in embeddings.sources:
+        waiting[source.digest] = (row if source.path == embeddings.path else 0, source)
+        row += source.rows
+    first: dict[str, Embedded] = {}
+    for table in frames:
+        meta = frame_meta(table)
+        if meta.digest not in waiting:
+            raise InputError(
+                f"{table}: {embeddings.path} has no embeddings of these frames, or they were given "
+                "before; merge them in, and give each table once."
+            )
+        row, source = waiting.pop(meta.digest)
+        if meta.window != window or meta.rows != source.rows:
+            raise InputError(
+                f"{table}: {meta.rows} frames of windows of {meta.window} bases, where the "
+                f"embeddings have {source.rows} and the model takes {window}; translate again."
+            )
+        for batch in frame_batches(table, ["contig"]):
+            first[batch["contig"][0].as_py()] = Embedded(table, source.path, row)
+            break
+    if waiting:
+        raise InputError(
+            f"{embeddings.path}: the frames of {len(waiting)} of its {len(embeddings.sources)} "
+            "shards were not given; give every frame table with --frames."
+        )
+    ordered = [
+        first.pop(contig)
+        for batch in inventory_batches(contigs, ["contig"])
+        for contig in batch["contig"].to_pylist()
+        if contig in first
+    ]
+    if first:
+        raise _not_listed(contigs, next(iter(first)))
+    return ordered
+
+
+def _not_listed(contigs: Path, contig: str) -> InputError:
+    return InputError(
+        f"{contigs}: the frames' contig {contig!r} is not in this inventory, or not in this order; "
+        "give the contigs.parquet that `virnucpro split` wrote with their pieces."
+    )
+
+
+class ScoredFrames:
+    """The frames with their scores, handed out for one batch of the inventory after the other."""
+
+    def __init__(self, tables: Sequence[Embedded], classifier: MLPClassifier) -> None:
+        self._classifier = classifier
+        self._stream = self._score_tables(tables)
+        self.rest = next(self._stream, None)
+        """The batch that waits for its contigs; None at the end."""
+
+    def of(self, contigs: pa.Array) -> Iterator[tuple[pa.RecordBatch, Int64Array, Float32Array]]:
+        """Batches of the frames of these contigs: rows, index of each one's contig, scores."""
+        while self.rest is not None:
+            frames, scores = self.rest
+            index = pc.index_in(frames["contig"], value_set=contigs)
+            foreign = np.flatnonzero(index.is_null().to_numpy(zero_copy_only=False))
+            stop = int(foreign[0]) if len(foreign) else len(index)
+            if stop:
+                own = index.slice(0, stop).to_numpy().astype(np.int64)
+                yield frames.slice(0, stop), own, scores[:stop]
+            if len(foreign):
+                self.rest = frames.slice(stop), scores[stop:]
+                return
+            self.rest = next(self._stream, None)
+
+    def _score_tables(
+        self, tables: Sequence[Embedded]
+    ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
+        for table, path, row in tables:
+            with open_h5(path) as file:
+                for batch in frame_batches(table):
+                    for at in range(0, batch.num_rows, ROWS):
+                        frames = batch.slice(at, ROWS)
+                        rows = slice(row, row + frames.num_rows)
+                        ids = [name.decode() for name in file["frame_id"][rows]]
+                        if ids != frames["frame_id"].to_pylist():
+                            raise InputError(
+                                f"{path}: its rows {rows.start} to {rows.stop} are not the frames "
+                                f"of {table}; embed them again."
+                            )
+                        yield frames, self._score(path, ids, file["embedding"][rows])
+                        row = rows.stop
+
+    def _score(self, path: Path, ids: list[str], embeddings: Float32Array) -> Float32Array:
+        """Probabilities (N, 2) of other and virus for embeddings (N, D)."""
+        finite = np.isfinite(embeddings).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"{path}: the embedding of {ids[int(finite.argmin())]} is not finite; embed again."
+            )
+        with torch.inference_mode():
+            logits = self._classifier(torch.from_numpy(embeddings))
+            scores: Float32Array = logits.softmax(1).numpy()
+        return scores
+
+
+def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:
+    def total(column: str, where: pa.ChunkedArray | None = None) -> int:
+        values = contigs[column] if where is None else contigs[column].filter(where)
+        return int(pc.sum(values).as_py() or 0)
+
+    def count(column: str, value: str) -> int:
+        return int(pc.sum(pc.equal(contigs[column], value)).as_py() or 0)
+
+    is_virus = pc.equal(contigs["call"], "virus")
+    return {
+        "contigs": {"total": contigs.num_rows, **{call: count("call", call) for call in CALLS}},
+        "no_call": {reason: count("reason", reason) for reason in REASONS},
+        "windows": {
+            "total": total("windows"),
+            "called": counts["windows called"],
+            "virus": total("viral_windows"),
+        },
+        "frames": {"total": total("frames"), "virus": counts["viral frames"]},
+        "bases": {"total": total("length"), "virus": total("length", is_virus)},
+    }
+
+
+def classify(
+    embeddings: Path,
+    frames: Sequence[Path],
+    contigs: Path,
+    out: Path,
+    model: Model,
+    *,
+    sample: str | None = None,
+    min_viral_fraction: float = MIN_VIRAL_FRACTION,
+) -> pa.Table:
+    """Score every frame, call every contig of the inventory, and write the result files to `out`.
+
+    Writes contigs.tsv, windows.tsv, frames.parquet, viral.fasta.gz, the original's two files and,
+    last of all, summary.json; each is whole or absent. Streams: memory holds one batch of contigs
+    and frames, the table of contigs and the ids of windows (see `legacy.HighestScores`).
+
+    Returns the table of contigs (`calls.CONTIGS`), in input order. Raises InputError when the
+    parts do not belong together or an embedding is not finite, ModelError when the classifier
+    does not load or takes embeddings of another width.
+    """
+    if not 0 < min_viral_fraction <= 1:
+        raise InputError(
+            f"--min-viral-fraction {min_viral_fraction}: give a fraction above 0, at most 1."
+        )
+    source = EmbeddingFile(embeddings)
+    _check_made_for(source, model)
+    classifier = load_classifier(model.classifier)
+    if source.dim != classifier.input_dim:
+        raise ModelError(
+            f"{model.classifier}: takes embeddings of {classifier.input_dim} values, and "
+            f"{embeddings} has {source.dim}; import the model again."
+        )
+    scored = ScoredFrames(_pair_tables(source, frames, contigs, model.window), classifier)
+    counts: Counter[str] = Counter()
+    called: list[pa.RecordBatch] = []
+    with ResultFiles(out) as files:
+        for inventory in inventory_batches(contigs):
+            names = inventory["contig"].to_pylist()
+            calls = WindowCalls.of(inventory["length"].to_numpy(), model.window)
+            for rows, contig, scores in scored.of(inventory["contig"]):
+                number = rows["window"].to_numpy().astype(np.int64)
+                if (misplaced := calls.misplaced(contig, number)).any():
+                    raise _not_listed(contigs, names[contig[int(misplaced.argmax())]])
+                calls.add(contig, number, scores)
+                files.write_frames(rows, scores)
+                counts["viral frames"] += int(frame_is_virus(scores).sum())
+            counts["windows called"] += int(calls.called.sum())
+            called.append(call_contigs(inventory, calls, min_viral_fraction))
+            files.write_contigs(inventory, calls, called[-1])
+        if scored.rest is not None:
+            raise _not_listed(contigs, scored.rest[0]["contig"][0].as_py())
+        table = pa.Table.from_batches(called, CONTIGS)
+        summary = _summary(table, counts)
+        about = {
+            "format": 1,
+            "sample": sample or out.resolve().name,
+            "model": model.name,
+            "window": model.window,
+            "weights": dict(sorted(model.weights.items())),
+            "precision": source.origin.precision,
+            "packed": source.origin.packed,
+            "version": __version__,
+            "min_viral_fraction": min_viral_fraction,
+        }
+        files.finish({**about, **summary})
+    numbers = summary["contigs"]
+    logger.info("%d contigs: %d virus, %d other, %d no_call", *map(numbers.get, ("total", *CALLS)))
+    return table

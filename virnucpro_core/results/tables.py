@@ -1,0 +1,122 @@
+"""The files of a classified sample, written a batch of contigs at a time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from virnucpro_core.files import written_aside
+from virnucpro_core.results.calls import CONTIGS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
+from virnucpro_core.schema import FRAMES
+
+SCORED = pa.schema(
+    [
+        *FRAMES,
+        pa.field("score_other", pa.float32()),
+        pa.field("score_virus", pa.float32()),
+        pa.field("call", pa.string()),
+    ]
+)
+WINDOWS = "window_id contig window start end frames score_other score_virus call"
+
+
+def _text(scores: Float32Array) -> list[str]:
+    """Scores as str() of a numpy float32, the shortest text that reads back; -inf as nothing."""
+    return ["" if np.isneginf(score) else str(score) for score in scores]
+
+
+def _column(values: pa.Array) -> list[object]:
+    if pa.types.is_floating(values.type):
+        return list(_text(values.fill_null(-np.inf).to_numpy()))
+    return ["" if value is None else value for value in values.to_pylist()]
+
+
+def _write_rows(handle: TextIO, *columns: list[object]) -> None:
+    handle.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
+
+
+class ResultFiles:
+    """The result files of one sample, each whole or absent; summary.json appears last.
+
+    Use as a context manager, and call `finish` once at its end; on an error no file is left.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._stack = ExitStack()
+        self._highest = HighestScores()
+
+    def __enter__(self) -> ResultFiles:
+        with ExitStack() as stack:  # files are renamed in reverse order
+            self._summary = self._open(stack, "summary.json")
+            self._contigs = self._open(stack, "contigs.tsv")
+            self._windows = self._open(stack, "windows.tsv")
+            self._predictions = Predictions(self._open(stack, PREDICTIONS))
+            self._highest_csv = self._open(stack, HIGHEST_SCORE)
+            aside = stack.enter_context(written_aside(self._out / "viral.fasta.gz"))
+            raw = stack.enter_context(aside.open("wb"))
+            # neither name nor time within: the same contigs give the same bytes
+            self._viral = stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
+            aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
+            self._frames = stack.enter_context(pq.ParquetWriter(aside, SCORED, compression="zstd"))
+            self._contigs.write("\t".join(CONTIGS.names) + "\n")
+            self._windows.write("\t".join(WINDOWS.split()) + "\n")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def _open(self, stack: ExitStack, name: str) -> TextIO:
+        aside = stack.enter_context(written_aside(self._out / name))
+        return stack.enter_context(aside.open("w", encoding="utf-8", newline="\n"))
+
+    def write_frames(self, frames: pa.RecordBatch, scores: Float32Array) -> None:
+        """Rows of a frame table with their scores (N, 2) of (other, virus)."""
+        call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
+        columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
+        self._frames.write_batch(pa.record_batch(columns, schema=SCORED))
+        self._predictions.write(frames["frame_id"].to_pylist(), scores)
+
+    def write_contigs(
+        self, inventory: pa.RecordBatch, calls: WindowCalls, contigs: pa.RecordBatch
+    ) -> None:
+        """A batch of the inventory, the calls of all its windows, and its rows of `CONTIGS`."""
+        names = inventory["contig"].to_pylist()
+        call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
+        _write_rows(
+            self._windows,
+            [*calls.ids(names, np.ones(len(call), np.bool_))],
+            [names[i] for i in calls.contig.tolist()],
+            *(x.tolist() for x in (calls.number, calls.start, calls.end, calls.frames)),
+            [*_text(calls.score_other)],
+            [*_text(calls.score_virus)],
+            call.tolist(),
+        )
+        _write_rows(self._contigs, *map(_column, contigs.columns))
+        self._highest.add(calls.ids(names, calls.called), calls.is_virus[calls.called])
+        for row in inventory.filter(pc.equal(contigs["call"], "virus")).to_pylist():
+            header = f"{row['contig']} {row['description'] or ''}".rstrip()
+            self._viral.write(f">{header}\n{row['sequence']}\n".encode())
+
+    def finish(self, summary: dict[str, object]) -> None:
+        """Write what needs all contigs: the original's sorted file, and summary.json."""
+        self._highest.write(self._highest_csv)
+        self._summary.write(json.dumps(summary, indent=2) + "\n")
+        # an older run's summary must not vouch for files that are about to change
+        (self._out / "summary.json").unlink(missing_ok=True)

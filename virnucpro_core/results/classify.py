@@ -54,11 +54,10 @@ def _check_made_for(embeddings: EmbeddingFile, model: Model) -> None:
 
 
 class Embedded(NamedTuple):
-    """A frame table, and where its embeddings are: an HDF5 file, from a row on."""
+    """A frame table, and where its embeddings are."""
 
     table: Path
-    file: Path
-    row: int
+    source: Source
 
 
 def _pair_tables(
@@ -69,11 +68,7 @@ def _pair_tables(
     Tables are known by the digest of their content, so neither the order in which they are given
     nor that of the merged pieces matters.
     """
-    row = 0
-    waiting: dict[str, tuple[int, Source]] = {}
-    for source in embeddings.sources:
-        waiting[source.digest] = (row if source.path == embeddings.path else 0, source)
-        row += source.rows
+    waiting = {source.digest: source for source in embeddings.sources}
     first: dict[str, Embedded] = {}
     for table in frames:
         meta = frame_meta(table)
@@ -82,14 +77,14 @@ def _pair_tables(
                 f"{table}: {embeddings.path} has no embeddings of these frames, or they were given "
                 "before; merge them in, and give each table once."
             )
-        row, source = waiting.pop(meta.digest)
+        source = waiting.pop(meta.digest)
         if meta.window != window or meta.rows != source.rows:
             raise InputError(
                 f"{table}: {meta.rows} frames of windows of {meta.window} bases, where the "
                 f"embeddings have {source.rows} and the model takes {window}; translate again."
             )
         for batch in frame_batches(table, ["contig"]):
-            first[batch["contig"][0].as_py()] = Embedded(table, source.path, row)
+            first[batch["contig"][0].as_py()] = Embedded(table, source)
             break
     if waiting:
         raise InputError(
@@ -141,7 +136,7 @@ class ScoredFrames:
     def _score_tables(
         self, tables: Sequence[Embedded]
     ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-        for table, path, row in tables:
+        for table, (path, row, _, _) in tables:
             with open_h5(path) as file:
                 for batch in frame_batches(table):
                     for at in range(0, batch.num_rows, ROWS):

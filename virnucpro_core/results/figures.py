@@ -1,0 +1,145 @@
+"""Geometry of the report's figures; the page's template draws it as SVG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from virnucpro_core.results.calls import BoolArray, Float32Array
+from virnucpro_core.sequences.windows import Int64Array
+
+SCORE_BINS = 80
+PER_DECADE = 36
+DECADES = 10
+
+# The plot within the SVG's view box, in its units.
+WIDTH, HEIGHT = 520, 300
+LEFT, RIGHT, TOP, BOTTOM = 56, 508, 12, 262
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A bar (x, y, width, height) or, when its width is 0, a dot of radius `height`."""
+
+    call: str
+    x: float
+    y: float
+    width: float
+    height: float
+    count: int
+    opacity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Marks, and ticks as (position, label) on either axis."""
+
+    marks: list[Mark]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+def _grid() -> Int64Array:
+    return np.zeros((2, DECADES * PER_DECADE, SCORE_BINS), np.int64)
+
+
+@dataclass
+class Scores:
+    """Numbers of contigs by call (other, virus), binned length and binned mean virus score.
+
+    All that the figures need, of one size however many contigs there are.
+    """
+
+    counts: Int64Array = field(default_factory=_grid)
+
+    def add(self, lengths: Int64Array, scores: Float32Array, is_virus: BoolArray) -> None:
+        decade = np.log10(np.maximum(lengths, 1))
+        x = np.minimum((decade * PER_DECADE).astype(int), DECADES * PER_DECADE - 1)
+        y = np.clip((scores * SCORE_BINS).astype(int), 0, SCORE_BINS - 1)
+        np.add.at(self.counts, (is_virus.astype(int), x, y), 1)
+
+    def histogram(self) -> Figure:
+        """Contigs by score: viral ones above, others below, each on its own scale."""
+        marks, y_ticks = [], []
+        bins = SCORE_BINS // 2
+        width = (RIGHT - LEFT) / bins
+        middle = (TOP + BOTTOM) / 2
+        for call, base in (("virus", middle - 10), ("other", float(BOTTOM))):
+            counts = self.counts[int(call == "virus")].sum(axis=0).reshape(bins, 2).sum(axis=1)
+            top = _nice(int(counts.max()))
+            scale = (middle - 10 - TOP) / top
+            marks += [
+                Mark(call, LEFT + i * width, base - n * scale, width - 1, n * scale, n)
+                for i, n in enumerate(counts.tolist())
+                if n
+            ]
+            ticks = [0, top] if top % 2 else [0, top // 2, top]
+            y_ticks += [(base - tick * scale, _count(tick)) for tick in ticks]
+        return Figure(marks, _score_ticks(LEFT, RIGHT), y_ticks)
+
+    def scatter(self) -> Figure:
+        """Mean virus score against length; a dot is fuller the more contigs it has."""
+        occupied = np.flatnonzero(self.counts.any(axis=(0, 2)))
+        if not len(occupied):
+            return Figure([], [], _score_ticks(BOTTOM, TOP))
+        low, high = int(occupied[0]) - 1, int(occupied[-1]) + 2
+        step = (RIGHT - LEFT) / (high - low)
+        cells = np.argwhere(self.counts)
+        radius = 3.2 if len(cells) < 500 else 1.9
+        most = np.log10(self.counts.max())
+        faintest = 0.35 if most > 2 else 0.6
+        marks = []
+        for virus, x, y in cells.tolist():
+            n = int(self.counts[virus, x, y])
+            center = BOTTOM - (y + 0.5) / SCORE_BINS * (BOTTOM - TOP)
+            share = np.log10(n) / most if most else 1.0
+            marks.append(
+                Mark(
+                    "virus" if virus else "other",
+                    LEFT + (x + 0.5 - low) * step,
+                    center,
+                    0,
+                    radius * (1 + 0.3 * share),
+                    n,
+                    faintest + (0.85 - faintest) * share,
+                )
+            )
+        x_ticks = [
+            (LEFT + (position - low) * step, bases(length))
+            for length in _round_lengths(0 if high - low > 2.2 * PER_DECADE else 1)
+            if low <= (position := np.log10(length) * PER_DECADE) <= high
+        ]
+        return Figure(marks, x_ticks, _score_ticks(BOTTOM, TOP))
+
+
+def _score_ticks(start: float, end: float) -> list[tuple[float, str]]:
+    return [(start + (end - start) * tick / 4, f"{tick / 4:g}") for tick in range(5)]
+
+
+def _round_lengths(denser: int) -> list[int]:
+    return [k * 10**e for e in range(DECADES) for k in ((1, 2, 5) if denser else (1,))]
+
+
+def _nice(value: int) -> int:
+    """The next round number."""
+    power: int = 10 ** (len(str(value)) - 1)
+    return power * next(k for k in (1, 2, 3, 4, 6, 8, 10) if k * power >= value)
+
+
+def _count(count: int) -> str:
+    return (
+        f"{count / 1e6:g} M"
+        if count >= 1e6
+        else f"{count / 1e3:g} k"
+        if count >= 1e4
+        else f"{count:,}"
+    )
+
+
+def bases(count: int) -> str:
+    """A number of bases in three figures, with its unit."""
+    for size, unit in ((10**9, "Gb"), (10**6, "Mb"), (10**3, "kb")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} b"

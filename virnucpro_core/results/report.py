@@ -1,0 +1,227 @@
+"""Stage `report`: one self-contained HTML page for classified samples, and MultiQC content."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from virnucpro_core import __version__
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import written_aside
+from virnucpro_core.results.calls import CALLS, CONTIGS, REASONS
+from virnucpro_core.results.figures import Scores, bases
+
+logger = logging.getLogger("virnucpro.report")
+
+LISTED = 500
+"""Contigs in the page's table; a browser sorts this many at once."""
+
+MADE_BY = ("model", "window", "min_viral_fraction", "precision", "packed", "version", "weights")
+_ORDER = [("mean_virus_score", "descending"), ("length", "descending"), ("contig", "ascending")]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The summary.json of one classified sample, and where it lies."""
+
+    out: Path
+    summary: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.summary["sample"])
+
+
+def _read_summary(out: Path) -> _Sample:
+    path = out / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for part, keys in (
+            ("contigs", ("total", *CALLS)),
+            ("no_call", REASONS),
+            ("windows", ("total", "called", "virus")),
+            ("frames", ("total", "virus")),
+            ("bases", ("total", "virus")),
+        ):
+            summary[part] = {key: int(summary[part][key]) for key in keys}
+        if missing := [key for key in (*MADE_BY, "sample") if key not in summary]:
+            raise KeyError(missing[0])
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; give the folders that `virnucpro classify` wrote."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is no summary of a classified sample ({error!r}); classify again."
+        ) from None
+    return _Sample(out, summary)
+
+
+def _read_contigs(sample: _Sample, best: pa.Table | None, scores: Scores) -> pa.Table:
+    """Stream a sample's contigs.tsv into the figures' counts and the table of best contigs."""
+    path = sample.out / "contigs.tsv"
+    try:
+        reader = pacsv.open_csv(
+            path,
+            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pacsv.ConvertOptions(
+                column_types=CONTIGS, include_columns=CONTIGS.names, null_values=[""]
+            ),
+        )
+        for batch in reader:
+            table = pa.Table.from_batches([batch])
+            scored = table.filter(pc.is_valid(table["mean_virus_score"]))
+            scores.add(
+                scored["length"].to_numpy(),
+                scored["mean_virus_score"].to_numpy(),
+                pc.equal(scored["call"], "virus").to_numpy(),
+            )
+            table = table.append_column("sample", pa.array([sample.name] * len(table), pa.string()))
+            both = table if best is None else pa.concat_tables([best, table])
+            best = both.sort_by(_ORDER).slice(0, LISTED)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; classify the sample again.") from None
+    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise InputError(
+            f"{path}: is no contigs.tsv of ours ({str(error).splitlines()[0]}); classify again."
+        ) from None
+    return best
+
+
+def _made_by(samples: Sequence[_Sample]) -> list[dict[str, Any]]:
+    """The different ways in which calls were made, each with the names of its samples."""
+    ways: dict[str, dict[str, Any]] = {}
+    for sample in samples:
+        facts = {key: sample.summary[key] for key in MADE_BY}
+        way = ways.setdefault(json.dumps(facts, sort_keys=True), {**facts, "samples": []})
+        way["samples"].append(sample.name)
+    return list(ways.values())
+
+
+def _multiqc(samples: Sequence[_Sample]) -> dict[str, dict[str, Any]]:
+    """MultiQC custom content by file name: a table of the samples, a bar graph of their calls."""
+    about = {"parent_id": "virnucpro", "parent_name": "VirNucPro"}
+    about["parent_description"] = "finds viruses in short metagenomic contigs."
+    rows = {}
+    for sample in samples:
+        contigs = sample.summary["contigs"]
+        rows[sample.name] = {
+            "contigs": contigs["total"],
+            "virus": contigs["virus"],
+            "virus_percent": 100 * contigs["virus"] / max(1, contigs["total"]),
+            "virus_bases": sample.summary["bases"]["virus"],
+            "no_call": contigs["no_call"],
+            "frames": sample.summary["frames"]["total"],
+        }
+    whole = {"min": 0, "format": "{:,.0f}"}
+    headers = {
+        "contigs": {"title": "Contigs", "description": "Contigs in the input", **whole},
+        "virus": {"title": "Virus", "description": "Contigs called virus", **whole},
+        "virus_percent": {
+            "title": "% Virus",
+            "description": "Share of contigs called virus",
+            "min": 0,
+            "max": 100,
+            "suffix": "%",
+            "format": "{:,.1f}",
+        },
+        "virus_bases": {"title": "Virus bases", "description": "Bases in viral contigs", **whole},
+        "no_call": {"title": "No call", "description": "Contigs without a frame", **whole},
+        "frames": {"title": "Frames", "description": "Stop-free reading frames scored", **whole},
+    }
+    return {
+        "virnucpro_mqc.json": {
+            **about,
+            "id": "virnucpro_samples",
+            "section_name": "Samples",
+            "description": "Contigs and viral contigs of each sample.",
+            "plot_type": "table",
+            "pconfig": {"id": "virnucpro_samples_table", "title": "VirNucPro: samples"},
+            "headers": headers,
+            "data": rows,
+        },
+        "virnucpro_calls_mqc.json": {
+            **about,
+            "id": "virnucpro_calls",
+            "section_name": "Calls",
+            "description": "Calls of each sample's contigs.",
+            "plot_type": "bargraph",
+            "pconfig": {
+                "id": "virnucpro_calls_plot",
+                "title": "VirNucPro: calls",
+                "ylab": "Contigs",
+            },
+            "data": {s.name: {c: s.summary["contigs"][c] for c in CALLS} for s in samples},
+        },
+    }
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / whole if whole else 0.0
+    return "<0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"
+
+
+def write_report(outs: Sequence[Path], path: Path, *, title: str = "VirNucPro report") -> None:
+    """Write the page for the samples whose `classify` folders are given, in that order.
+
+    Reads summary.json and contigs.tsv alone, the latter as a stream. Writes `path`, and beside it
+    `virnucpro_mqc.json` and `virnucpro_calls_mqc.json` for MultiQC; the same input gives the same
+    bytes. Raises InputError when a folder lacks a file or two samples have one name.
+    """
+    if not outs:
+        raise InputError("no folder to report on; give those that `virnucpro classify` wrote.")
+    samples = [_read_summary(out) for out in outs]
+    names = [sample.name for sample in samples]
+    for sample in samples:
+        if names.count(sample.name) > 1:
+            raise InputError(
+                f"{sample.out}: another folder is of a sample {sample.name!r} too; classify with "
+                "--sample to tell them apart."
+            )
+    scores, best = Scores(), None
+    for sample in samples:
+        best = _read_contigs(sample, best, scores)
+    total = {
+        part: {key: sum(s.summary[part][key] for s in samples) for key in keys}
+        for part, keys in samples[0].summary.items()
+        if part in ("contigs", "no_call", "windows", "frames", "bases")
+    }
+    paths = {s.name: os.path.relpath(s.out / "contigs.tsv", path.parent) for s in samples}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("virnucpro_core", "results"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"bases": bases, "url": quote}
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        samples=[sample.summary for sample in samples],
+        paths=paths,
+        total=total,
+        ways=_made_by(samples),
+        rows=best.to_pylist() if best is not None else [],
+        histogram=scores.histogram(),
+        scatter=scores.scatter(),
+        percent=_percent,
+        calls=CALLS,
+    )
+    with written_aside(path) as aside:
+        aside.write_text(page, encoding="utf-8")
+    for name, content in _multiqc(samples).items():
+        with written_aside(path.parent / name) as aside:
+            aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    logger.info("%d samples in %s", len(samples), path)

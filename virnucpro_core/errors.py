@@ -19,7 +19,7 @@ class ModelError(VirNucProError):
     exit_code = 3
 
 
-class Interrupted(VirNucProError):
+class StoppedError(VirNucProError):
     """Stopped by a signal; the same command goes on where it stood."""
 
     exit_code = 75

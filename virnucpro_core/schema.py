@@ -26,7 +26,7 @@ FRAMES = pa.schema(
         ("protein", pa.string()),
     ]
 )
-"""One row a stop-free frame; start and end are 0-based, half-open, on the contig's forward strand."""
+"""One row a stop-free frame; start, end: 0-based, half-open, on the contig's forward strand."""
 
 INVENTORY = pa.schema(
     [

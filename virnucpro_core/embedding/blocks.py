@@ -87,7 +87,7 @@ def block_writer(folder: Path, dim: int) -> Iterator[BlockWriter]:
 
 
 def read_blocks(folder: Path, dim: int, rows: int) -> list[NDArray[np.void]]:
-    """The whole blocks of a folder, mapped; what is damaged or does not fit is left out, and said."""
+    """The whole blocks of a folder, mapped; one that is damaged or foreign is left out."""
     blocks = []
     for path in sorted(folder.glob("*.npy")):
         try:

@@ -27,7 +27,7 @@ from virnucpro_core.embedding.packing import packing_enabled, plan
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.workers import run_ranks
-from virnucpro_core.errors import InputError, Interrupted, ModelError, VirNucProError
+from virnucpro_core.errors import InputError, ModelError, StoppedError, VirNucProError
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.encoder import Encoder, dtype_of
 from virnucpro_core.models.esm2 import load_esm2
@@ -95,7 +95,7 @@ def _tokenized(
 def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> None:
     """Embed the frames [rank::world] of the length-sorted table, into blocks.
 
-    Raises Interrupted, after writing what is finished, once `stop` is set.
+    Raises StoppedError, after writing what is finished, once `stop` is set.
     """
     dtype = dtype_of(job.precision)
     nucleotide, protein = (
@@ -122,7 +122,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     ):
         for rows, bases, residues in work:
             if stop.is_set():
-                raise Interrupted("stopped by a signal; run the same command to go on.")
+                raise StoppedError("stopped by a signal; run the same command to go on.")
             pooled = (nucleotide.embed_tokens_packed(bases), protein.embed_tokens_packed(residues))
             embedding = torch.cat(pooled, dim=1).cpu().numpy()
             if not np.isfinite(embedding).all():
@@ -190,7 +190,7 @@ def embed(
     their values, so a run that was killed goes on where it stood, and a stale block is not used.
 
     Raises InputError for a bad frame table or a table of another window, ModelError for a model
-    that does not load, Interrupted when stopped by a signal.
+    that does not load, StoppedError when stopped by a signal.
     """
     on_cpu = devices[0].type == "cpu"
     precision = precision or ("fp32" if on_cpu else "fp16")
@@ -201,7 +201,7 @@ def embed(
             f"{frames}: has windows of {meta.window} bases, {model.name} takes {model.window}; "
             f"translate with --window {model.window}."
         )
-    origin = Origin(model.name, model.weights, model.window, precision, packing_enabled())
+    origin = Origin(model.name, model.encoder_weights, model.window, precision, packing_enabled())
     if _finished(output, origin, meta):
         logger.info("%s is complete already", output)
         return

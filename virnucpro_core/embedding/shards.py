@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -19,12 +20,18 @@ from virnucpro_core.files import written_aside
 
 FORMAT = "1"
 ROWS = 1024
-"""Rows of one HDF5 chunk of ids; embeddings are chunked to about 1 MB."""
+"""Ids in one HDF5 chunk, and embeddings copied at a time."""
+
+CHUNK_BYTES = 1 << 20
+"""An HDF5 chunk of embeddings, about."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What the values of a file of embeddings depend on, apart from the frames."""
+    """What the values of a file of embeddings depend on, apart from the frames.
+
+    weights: sha256 of each file of the encoders.
+    """
 
     model: str
     weights: dict[str, str]
@@ -60,18 +67,17 @@ class Origin:
 
 def create_ids(file: h5py.File, ids: NDArray[np.bytes_]) -> None:
     """Write `frame_id` (N), fixed-width UTF-8."""
-    text = h5py.string_dtype("utf-8", max(1, ids.dtype.itemsize))
-    rows = (min(max(1, len(ids)), ROWS),)
-    file.create_dataset(
-        "frame_id", data=ids.astype(text), chunks=rows, compression="gzip", compression_opts=1
-    )
+    data = ids.astype(h5py.string_dtype("utf-8", max(1, ids.dtype.itemsize)))
+    packed = {"chunks": (min(len(ids), ROWS),), "compression": "gzip", "compression_opts": 1}
+    file.create_dataset("frame_id", data=data, **(packed if len(ids) else {}))
 
 
 def create_embedding(file: h5py.File, rows: int, dim: int) -> h5py.Dataset:
     """An empty `embedding` float32 (rows, dim), row-chunked; NaN wherever it is not written."""
-    chunk = min(max(1, rows), max(1, (1 << 20) // (4 * dim)))
+    chunk = min(rows, max(1, CHUNK_BYTES // (4 * dim)))
+    chunks = (chunk, dim) if rows else None
     return file.create_dataset(
-        "embedding", (rows, dim), np.float32, chunks=(chunk, dim), fillvalue=np.nan
+        "embedding", (rows, dim), np.float32, chunks=chunks, fillvalue=np.nan
     )
 
 
@@ -120,8 +126,7 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Rows of one frame table: their file, the first of them in it, and the table's digest."""
 
     path: Path
@@ -209,6 +214,7 @@ class EmbeddingFile:
 def write_merged(path: Path, files: Sequence[EmbeddingFile], dim: int, *, copy: bool) -> None:
     """Join shards, in order, into one file: a virtual dataset over them, or a copy."""
     rows = sum(file.rows for file in files)
+    copy = copy or rows == 0  # HDF5 has no virtual dataset without rows
     with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as out:
         sources = [source for file in files for source in file.sources]
         names = [os.path.relpath(source.path, path.parent) for source in sources]

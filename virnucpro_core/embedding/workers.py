@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from virnucpro_core.errors import Interrupted, VirNucProError
+from virnucpro_core.errors import StoppedError, VirNucProError
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -62,7 +62,7 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str]) -> None:
     """Run a worker on each device: in this process for one device, else spawned, one each.
 
     All are waited for, so that a failed one takes no other's work with it. Raises the first
-    failure; a signal is passed on to all and raises Interrupted.
+    failure; a signal is passed on to all and raises StoppedError.
     """
     world = len(devices)
     with stop_on_signal() as stop:
@@ -99,6 +99,6 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str]) -> None:
                         )
                     )
         if stop.is_set():
-            raise Interrupted("stopped by a signal; run the same command to go on.")
+            raise StoppedError("stopped by a signal; run the same command to go on.")
         if failures:
             raise failures[0]

@@ -1,4 +1,4 @@
-"""What the two encoders share: pooled embeddings of a list of sequences, and reading their files."""
+"""What both encoders share: embedding a list of sequences, and reading their files."""
 
 from __future__ import annotations
 

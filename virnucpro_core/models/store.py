@@ -44,6 +44,12 @@ class Model:
     classifier: Path
     weights: dict[str, str]
 
+    @property
+    def encoder_weights(self) -> dict[str, str]:
+        """sha256 of the files that decide the embeddings: all but the classifier's."""
+        classifier = str(self.classifier.relative_to(self.folder))
+        return {file: sha for file, sha in self.weights.items() if file != classifier}
+
 
 def models_folder(models_dir: Path | None) -> Path | None:
     """The models folder that was asked for, else $VIRNUCPRO_MODELS."""
@@ -116,7 +122,7 @@ def sha256(path: Path) -> str:
 
 
 def verify(model: Model) -> None:
-    """Compare every weight file with its recorded sha256; ModelError names the first that differs."""
+    """Compare each weight file with its recorded sha256; ModelError names one that differs."""
     for file, expected in model.weights.items():
         found = sha256(model.folder / file)
         if found != expected:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from virnucpro_core.files import written_aside
@@ -59,16 +60,28 @@ class _OriginalFasta:
             )
 
 
-def _fingerprint(digest: hashlib._Hash, contigs: Sequence[Contig], frames: pa.RecordBatch) -> None:
-    """Contigs without a frame count too, so no two pieces of a sample have one fingerprint."""
-    for contig in contigs:
-        digest.update(f"{contig.id}\t{len(contig.sequence)}\n".encode())
-    for column in ("frame_id", "nucleotide", "protein"):
-        array = frames[column]
-        offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :][: len(array) + 1]
-        if len(array):
-            digest.update(offsets.tobytes())
-            digest.update(memoryview(array.buffers()[2])[offsets[0] : offsets[-1]])
+class _Digest:
+    """sha256 of a table's content, however it is cut into batches.
+
+    Contigs without a frame count too, so that no two pieces of a sample have one digest.
+    """
+
+    TEXT = ("frame_id", "nucleotide", "protein")
+
+    def __init__(self) -> None:
+        self._parts = {name: hashlib.sha256() for name in ("contigs", "lengths", *self.TEXT)}
+
+    def add(self, contigs: Sequence[Contig], frames: pa.RecordBatch) -> None:
+        for contig in contigs:
+            self._parts["contigs"].update(f"{contig.id}\t{len(contig.sequence)}\n".encode())
+        if frames.num_rows:
+            lengths = np.column_stack([pc.binary_length(frames[name]) for name in self.TEXT])
+            self._parts["lengths"].update(lengths.tobytes())
+            for name in self.TEXT:
+                self._parts[name].update(frames[name].buffers()[2])
+
+    def hexdigest(self) -> str:
+        return hashlib.sha256(b"".join(p.digest() for p in self._parts.values())).hexdigest()
 
 
 def translate(
@@ -81,7 +94,7 @@ def translate(
 
     Returns the number of frames. Raises InputError as `read_fasta` does.
     """
-    digest = hashlib.sha256()
+    digest = _Digest()
     contigs = frames = 0
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
@@ -98,7 +111,7 @@ def translate(
         for batch in batches(read_fasta(fasta)):
             table = stop_free_frames(batch, window)
             writer.write_batch(table)
-            _fingerprint(digest, batch, table)
+            digest.add(batch, table)
             if original:
                 original.write(batch, table)
             contigs += len(batch)

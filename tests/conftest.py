@@ -1,0 +1,57 @@
+"""Fixtures that several test modules use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny import WINDOW, write_tiny_model
+
+from virnucpro_core.models.store import Model, resolve_model
+from virnucpro_core.sequences.translate import translate
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference outputs and data, which is not part of the repository."""
+    beside = Path(__file__).parents[1].parent / "shared"
+    folder = Path(os.environ.get("VIRNUCPRO_SHARED", beside))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there; set VIRNUCPRO_SHARED to the reference data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Reference data that is part of the repository."""
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds `tiny`, random weights of the real architectures."""
+    root = tmp_path_factory.mktemp("models")
+    write_tiny_model(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(models_dir: Path) -> Model:
+    return resolve_model("tiny", models_dir)
+
+
+@pytest.fixture(scope="session")
+def edge() -> Path:
+    """44 contigs of lengths around every boundary, with the original's output beside it."""
+    return DATA / "original" / "edge.fa"
+
+
+@pytest.fixture(scope="session")
+def edge_frames(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stop-free frames of `edge`, for windows of the `tiny` model."""
+    frames = tmp_path_factory.mktemp("edge") / "frames.parquet"
+    translate([edge], frames, WINDOW)
+    return frames

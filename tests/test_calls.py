@@ -1,0 +1,375 @@
+"""Frames → windows → contigs, and the files that say so."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from virnucpro_core.embedding.merge import merge
+from virnucpro_core.embedding.shards import Origin, write_shard
+from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.models.classifier import MLPClassifier
+from virnucpro_core.models.store import Model
+from virnucpro_core.results import classify as stage
+from virnucpro_core.results.calls import WindowCalls, call_contigs
+from virnucpro_core.results.classify import classify
+from virnucpro_core.schema import frame_meta
+from virnucpro_core.sequences.split import split
+from virnucpro_core.sequences.translate import translate
+
+WINDOW = 30
+OPEN = "GCAGCAGCAG" * 3  # no stop in any frame
+STOPS = "TTAATTAATTAATTAATTAATTAATTAATT"  # one in each
+WEIGHTS = {"nucleotide/a.safetensors": "ab" * 32, "classifier.safetensors": "cd" * 32}
+Logits = Callable[[str], tuple[float, float]]
+
+
+def identity(path: Path) -> Path:
+    """A classifier whose logits are the embedding's two values, where these are not negative."""
+    model = MLPClassifier(2, 2).eval()
+    with torch.no_grad():
+        for layer in (model.hidden_layer, model.output_layer):
+            layer.weight.copy_(torch.eye(2))
+            layer.bias.zero_()
+    state = model.state_dict() | {"bn1.running_var": torch.full((2,), 1 - 1e-5)}
+    save_file(state, path)
+    return path
+
+
+class Sample:
+    """A FASTA taken to embeddings whose logits a test chooses, by frame id."""
+
+    def __init__(self, folder: Path, fasta: str, logits: Logits, shard_bp: int = 10**7) -> None:
+        self.folder = folder
+        (folder / "in.fa").write_text(fasta)
+        self.pieces = split([folder / "in.fa"], folder / "split", shard_bp)
+        self.contigs = folder / "split/contigs.parquet"
+        self.model = Model(
+            name="tiny",
+            folder=folder,
+            window=WINDOW,
+            dim=2,
+            nucleotide=folder,
+            protein=folder,
+            classifier=identity(folder / "c.safetensors"),
+            weights=WEIGHTS,
+        )
+        self.origin = Origin("tiny", dict(list(WEIGHTS.items())[:1]), WINDOW, "fp32", True)
+        self.frames = []
+        self.shards = []
+        for piece in self.pieces:
+            table = piece.with_suffix(".parquet")
+            translate([piece], table, WINDOW)
+            ids = pq.read_table(table)["frame_id"].to_pylist()
+            values = np.array([logits(name) for name in ids], np.float32).reshape(-1, 2)
+            self.frames.append(table)
+            self.shards.append(self.shard(table, ids, values))
+        self.embeddings = folder / "embeddings.h5"
+        merge(self.shards, self.frames, self.embeddings)
+
+    def shard(self, table: Path, ids: list[str], values: Any) -> Path:
+        path = table.with_suffix(".h5")
+        names = np.array([name.encode() for name in ids], "S64")
+        write_shard(path, self.origin, frame_meta(table).digest, names, 2, iter([values]))
+        return path
+
+    def classify(self, out: str = "out", **options: Any) -> pa.Table:
+        arguments = {
+            "embeddings": self.embeddings,
+            "frames": self.frames,
+            "contigs": self.contigs,
+            "out": self.folder / out,
+            "model": self.model,
+        }
+        return classify(**{**arguments, **options})
+
+    def rows(self, name: str, out: str = "out") -> list[dict[str, str]]:
+        with (self.folder / out / name).open(newline="") as handle:
+            return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def viral(frame_id: str) -> tuple[float, float]:
+    """Frames of contigs whose id begins with v are viral, of t are a tie, else not."""
+    return {"v": (0.0, 2.0), "t": (1.0, 1.0)}.get(frame_id[0], (3.0, 0.0))
+
+
+FASTA = f""">v1 a phage, perhaps
+{OPEN}{OPEN}{OPEN}
+>other|1
+{OPEN}
+>t1
+{OPEN}
+>v_half  with two blanks
+{OPEN}{STOPS}
+>stops
+{STOPS}{STOPS}
+>short
+AC
+>ns
+NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNN
+>iupac
+ACRACRACRACRACRACR
+>astride
+{"N" * 28}AC{"G" + "N" * 29}
+>v"quoted"
+{OPEN}
+"""
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    return Sample(tmp_path, FASTA, viral, shard_bp=60)
+
+
+def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
+    table = sample.classify()
+    assert table["contig"].to_pylist() == [
+        line[1:].split()[0] for line in FASTA.splitlines() if line[0] == ">"
+    ]
+    assert list(zip(table["call"].to_pylist(), table["reason"].to_pylist(), strict=True)) == [
+        ("virus", None),
+        ("other", None),
+        ("virus", None),
+        ("virus", None),
+        ("no_call", "no_stop_free_frame"),
+        ("no_call", "too_short"),
+        ("no_call", "ambiguous"),
+        ("no_call", "ambiguous"),
+        ("no_call", "ambiguous"),
+        ("virus", None),
+    ]
+    assert len(sample.frames) > 3
+
+
+def test_contigs_tsv_says_what_the_table_says(sample: Sample) -> None:
+    sample.classify()
+    header, first, *_ = (sample.folder / "out/contigs.tsv").read_text().splitlines()
+    assert header == (
+        "contig\tlength\twindows\tframes\tviral_windows\tviral_fraction\t"
+        "max_virus_score\tmean_virus_score\tcall\treason"
+    )
+    assert first == "v1\t90\t3\t18\t3\t1.0\t0.880797\t0.880797\tvirus\t"
+    half, stops = sample.rows("contigs.tsv")[3:5]
+    assert (half["windows"], half["viral_windows"], half["viral_fraction"]) == ("2", "1", "1.0")
+    assert [*stops.values()][:8] == ["stops", "60", "2", "0", "0", "", "", ""]
+    assert (stops["call"], stops["reason"]) == ("no_call", "no_stop_free_frame")
+
+
+def test_windows_tsv_has_every_window_of_every_contig(sample: Sample) -> None:
+    sample.classify()
+    rows = sample.rows("windows.tsv")
+    header = "window_id contig window start end frames score_other score_virus call"
+    assert " ".join(rows[0]) == header
+    table = sample.classify()
+    assert len(rows) == sum(table["windows"].to_pylist())
+    by_id = {row["window_id"]: row for row in rows}
+    assert len(by_id) == len(rows)
+    assert [*by_id["v_half_chunk_2"].values()][2:] == ["2", "30", "60", "0", "", "", "no_call"]
+    assert [*by_id["v1_chunk_3"].values()][1:6] == ["v1", "3", "60", "90", "6"]
+    assert by_id["t1_chunk_1"]["call"] == "virus"
+    assert by_id["other|1_chunk_1"]["call"] == "other"
+    assert by_id["short_chunk_1"]["end"] == "2"
+
+
+def test_the_frame_table_gains_scores_and_calls(sample: Sample) -> None:
+    sample.classify()
+    scored = pq.read_table(sample.folder / "out/frames.parquet")
+    frames = pa.concat_tables([pq.read_table(path) for path in sample.frames])
+    assert scored.select(frames.column_names).equals(frames.replace_schema_metadata(None))
+    assert scored.schema.field("score_other").type == pa.float32()
+    assert scored.schema.field("score_virus").type == pa.float32()
+    sums = np.add(scored["score_other"].to_numpy(), scored["score_virus"].to_numpy())
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    calls = dict(zip(scored["contig"].to_pylist(), scored["call"].to_pylist(), strict=True))
+    assert (calls["v1"], calls["other|1"], calls["t1"]) == ("virus", "other", "other")
+    lines = (sample.folder / "out/prediction_results.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines[1:]] == frames["frame_id"].to_pylist()
+    highest = (sample.folder / "out/prediction_results_highestscore.csv").read_text()
+    assert highest.splitlines()[1:3] == ["other|1_chunk_1\tFalse", "t1_chunk_1\tTrue"]
+    assert highest.splitlines()[3] == '"v""quoted""_chunk_1"\tTrue'
+
+
+def test_viral_contigs_keep_header_and_sequence(sample: Sample) -> None:
+    sample.classify()
+    packed = (sample.folder / "out/viral.fasta.gz").read_bytes()
+    assert gzip.decompress(packed).decode() == (
+        f">v1 a phage, perhaps\n{OPEN * 3}\n>t1\n{OPEN}\n"
+        f'>v_half with two blanks\n{OPEN}{STOPS}\n>v"quoted"\n{OPEN}\n'
+    )
+    sample.classify("again")
+    assert (sample.folder / "again/viral.fasta.gz").read_bytes() == packed
+
+
+def test_summary_counts(sample: Sample) -> None:
+    sample.classify(sample="S1")
+    summary = json.loads((sample.folder / "out/summary.json").read_text())
+    assert summary["sample"] == "S1"
+    assert summary["weights"] == WEIGHTS
+    assert (summary["model"], summary["window"], summary["precision"]) == ("tiny", 30, "fp32")
+    assert summary["contigs"] == {"total": 10, "virus": 4, "other": 1, "no_call": 5}
+    assert summary["no_call"] == {"too_short": 1, "ambiguous": 3, "no_stop_free_frame": 1}
+    assert summary["windows"] == {"total": 16, "called": 7, "virus": 6}
+    assert summary["frames"] == {"total": 42, "virus": 30}
+    total = sum(len(line) for line in FASTA.splitlines() if line[0] != ">")
+    assert summary["bases"] == {"total": total, "virus": 210}
+    assert not list((sample.folder / "out").glob(".*"))
+
+
+def test_the_order_of_tables_and_of_merged_pieces_does_not_matter(sample: Sample) -> None:
+    want = sample.classify("want", sample="x")
+    turned = sample.folder / "turned.h5"
+    for copy in (False, True):
+        merge(sample.shards, sample.frames[::-1], turned, copy=copy)
+        shuffled = sample.frames[2:] + sample.frames[:2]
+        got = sample.classify("got", sample="x", embeddings=turned, frames=shuffled)
+        assert got.equals(want)
+        for path in (sample.folder / "want").iterdir():
+            assert (sample.folder / "got" / path.name).read_bytes() == path.read_bytes(), path
+
+
+def test_small_batches_change_nothing(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = sample.classify("want")
+    monkeypatch.setattr(stage, "ROWS", 5)
+    for rows in (1, 3):
+
+        def small(path: Path, columns: Any = None, rows: int = rows) -> Any:
+            return pq.ParquetFile(path).iter_batches(batch_size=rows, columns=columns)
+
+        monkeypatch.setattr(stage, "inventory_batches", small)
+        assert sample.classify("got").combine_chunks().equals(want.combine_chunks())
+    for name in ("windows.tsv", "contigs.tsv", "prediction_results.txt", "viral.fasta.gz"):
+        assert (sample.folder / "got" / name).read_bytes() == (
+            sample.folder / "want" / name
+        ).read_bytes()
+
+
+def test_min_viral_fraction_decides_at_the_boundary(tmp_path: Path) -> None:
+    def first_of_three(frame_id: str) -> tuple[float, float]:
+        return (0.0, 1.0) if "chunk_1" in frame_id else (1.0, 0.0)
+
+    sample = Sample(tmp_path, f">a\n{OPEN * 3}\n", first_of_three)
+    for fraction, call in ((0.3, "virus"), (1 / 3, "virus"), (0.34, "other"), (1.0, "other")):
+        table = sample.classify(min_viral_fraction=fraction)
+        assert table["call"].to_pylist() == [call], fraction
+    row = sample.rows("contigs.tsv")[0]
+    assert (row["viral_windows"], row["viral_fraction"]) == ("1", "0.33333334")
+    assert (row["max_virus_score"], row["mean_virus_score"]) == ("0.7310586", "0.4229805")
+    for wrong in (0, -1, 1.5, float("nan")):
+        with pytest.raises(InputError, match="min-viral-fraction"):
+            sample.classify(min_viral_fraction=wrong)
+
+
+def test_a_sample_without_any_frame_is_all_no_call(tmp_path: Path) -> None:
+    sample = Sample(tmp_path, ">a\nAC\n>b\nNNNN\n", viral)
+    assert sample.classify()["call"].to_pylist() == ["no_call"] * 2
+    assert gzip.decompress((tmp_path / "out/viral.fasta.gz").read_bytes()) == b""
+    assert pq.read_table(tmp_path / "out/frames.parquet").num_rows == 0
+
+
+def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
+    calls = WindowCalls.of(np.array([0, 30, 45]), 30)
+    assert calls.contig.tolist() == [1, 2, 2]
+    contig, number = np.array([2, 2, 1]), np.array([2, 2, 1])
+    scores = np.array([[0.9, 0.1], [0.05, 0.95], [0.7, 0.3]], np.float32)
+    calls.add(contig, number, scores)
+    assert calls.is_virus.tolist() == [False, False, True]
+    assert calls.called.tolist() == [True, False, True]
+    assert calls.misplaced(np.array([1, 2, 0, 1]), np.array([2, 2, 1, 0])).tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    batch = pa.record_batch(
+        {"contig": ["e", "a", "b"], "length": [0, 30, 45], "sequence": ["", OPEN, OPEN * 2]}
+    )
+    rows = call_contigs(batch, calls, 0.5).to_pylist()
+    assert [row["call"] for row in rows] == ["no_call", "other", "virus"]
+    assert rows[0]["reason"] == "too_short"
+    assert (rows[2]["windows"], rows[2]["frames"], rows[2]["viral_fraction"]) == (2, 2, 1.0)
+
+
+def refused(
+    sample: Sample, mentions: str, kind: type[Exception] = InputError, **options: Any
+) -> None:
+    with pytest.raises(kind, match=mentions):
+        sample.classify(**options)
+    assert not list(sample.folder.glob("out/*")), "a refusal left files"
+
+
+def test_frames_that_are_missing_foreign_or_doubled_are_refused(
+    sample: Sample, tmp_path: Path
+) -> None:
+    refused(sample, "were not given", frames=sample.frames[1:])
+    refused(sample, "given before", frames=[*sample.frames, sample.frames[0]])
+    (tmp_path / "else").mkdir()
+    other = Sample(tmp_path / "else", f">x\n{OPEN}\n", viral)
+    refused(sample, "no embeddings of these frames", frames=[*sample.frames, *other.frames])
+    refused(sample, "'v1' is not in this inventory", contigs=other.contigs)
+    refused(sample, "no such file", frames=[tmp_path / "absent.parquet"])
+
+
+def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(
+    sample: Sample, tmp_path: Path
+) -> None:
+    inventory = pq.read_table(sample.contigs)
+    for lacking in range(inventory.num_rows):
+        name = inventory["contig"][lacking].as_py()
+        if inventory["sequence"][lacking].as_py().startswith(OPEN):
+            kept = [i for i in range(inventory.num_rows) if i != lacking]
+            pq.write_table(inventory.take(kept), tmp_path / "lacks")
+            refused(sample, f"'{name}' is not in this inventory", contigs=tmp_path / "lacks")
+    shorter = inventory.set_column(2, "length", pa.array([30] * 10, pa.int64()))
+    pq.write_table(shorter, tmp_path / "shorter")
+    refused(sample, "'v1' is not in this inventory", contigs=tmp_path / "shorter")
+
+
+def test_embeddings_of_another_model_or_of_other_weights_are_refused(sample: Sample) -> None:
+    refused(sample, "made with the model 'tiny'", model=replace(sample.model, name="mini"))
+    weights = {**WEIGHTS, "nucleotide/a.safetensors": "ef" * 32}
+    refused(sample, "other weights", model=replace(sample.model, weights=weights))
+    refused(sample, "windows of 30", model=replace(sample.model, window=300))
+    retrained = {**WEIGHTS, "classifier.safetensors": "ef" * 32}
+    sample.classify(model=replace(sample.model, weights=retrained))
+
+
+def test_a_classifier_of_another_width_is_refused(sample: Sample, tmp_path: Path) -> None:
+    save_file(MLPClassifier(3, 2).state_dict(), tmp_path / "wide.safetensors")
+    model = replace(sample.model, classifier=tmp_path / "wide.safetensors")
+    refused(sample, "takes embeddings of 3", ModelError, model=model)
+
+
+def test_other_rows_and_values_that_are_not_finite_are_refused(sample: Sample) -> None:
+    table = sample.frames[0]
+    ids = pq.read_table(table)["frame_id"].to_pylist()
+    values = np.ones((len(ids), 2), np.float32)
+    sample.shard(table, ids[::-1], values)
+    refused(sample, "are not the frames of")
+    values[3, 1] = np.inf
+    sample.shard(table, ids, values)
+    refused(sample, f"{ids[3]} is not finite")
+
+
+def test_a_refused_run_leaves_the_results_of_the_last_good_one(sample: Sample) -> None:
+    sample.classify()
+    before = {p: hashlib.sha256(p.read_bytes()).digest() for p in (sample.folder / "out").iterdir()}
+    table = sample.frames[-1]
+    ids = pq.read_table(table)["frame_id"].to_pylist()
+    sample.shard(table, ids, np.full((len(ids), 2), np.nan, np.float32))
+    with pytest.raises(InputError):
+        sample.classify()
+    after = {p: hashlib.sha256(p.read_bytes()).digest() for p in (sample.folder / "out").iterdir()}
+    assert after == before

@@ -1,0 +1,390 @@
+"""Restricted loading: what published checkpoints hold is read, and nothing else ever runs."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import copyreg
+import io
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from virnucpro_core.errors import ModelError
+from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
+from virnucpro_core.models.pickles import Inert
+
+ORIGINAL = Path(__file__).parent / "data/classifier/original_style_model.pth"
+
+
+def archive(
+    path: Path, pickled: bytes, storages: dict[str, bytes] | None = None, compression: int = 0
+) -> Path:
+    """A zip archive as torch.save lays it out, around any bytes for its pickle."""
+    with zipfile.ZipFile(path, "w", compression) as out:
+        out.writestr("evil/data.pkl", pickled)
+        out.writestr("evil/byteorder", "little")
+        for key, content in (storages or {}).items():
+            out.writestr(f"evil/data/{key}", content)
+        out.writestr("evil/version", "3\n")
+    return path
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[Path]:
+    """A file that every payload tries to make; it must not be there afterwards."""
+    path = tmp_path / "it_ran"
+    yield path
+    assert not path.exists(), "a payload ran"
+
+
+def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
+    """Pickles by name, with what the refusal must mention."""
+    shell = text(f"touch {sentinel}")
+    python = text(f"open({str(sentinel)!r}, 'w')")
+    touch = text(str(sentinel)) + text("w") + b"\x86"
+    reference = b"cos\nsystem\n"
+    return {
+        "os.system": (b"\x80\x02" + reference + shell + b"\x85R.", "os.system"),
+        "posix.system": (b"\x80\x02cposix\nsystem\n" + shell + b"\x85R.", "posix.system"),
+        "eval": (b"\x80\x02cbuiltins\neval\n" + python + b"\x85R.", "builtins.eval"),
+        "eval of Python 2": (b"c__builtin__\neval\n" + python + b"\x85R.", "__builtin__.eval"),
+        "getattr": (b"cbuiltins\ngetattr\n.", "builtins.getattr"),
+        "open": (b"cio\nopen\n" + touch + b"R.", "io.open"),
+        "torch.hub.load": (b"ctorch.hub\nload\n" + python + b"\x85R.", "torch.hub.load"),
+        "torch.load": (b"ctorch.serialization\nload\n" + text("x") + b"\x85R.", "torch.ser"),
+        "torch.load by its short name": (b"ctorch\nload\n" + text("x") + b"\x85R.", "torch.load"),
+        "a name in an allowed module": (b"ctorch._utils\n_import_dotted_name\n.", "_import_dotted"),
+        "a neighbour of an allowed class": (b"ctorch.nn.modules.linear\nF\n.", "linear.F"),
+        "an allowed module itself": (b"ccollections\nnamedtuple\n.", "collections.namedtuple"),
+        "the module's own imports": (b"cargparse\n_sys\n.", "argparse._sys"),
+        "dotted name": (
+            b"\x80\x04" + text("torch.nn") + text("Module.__init__.__globals__") + b"\x93.",
+            "torch.nn.Module.__init__.__globals__",
+        ),
+        "dotted name under an allowed class": (
+            b"\x80\x04" + text("argparse") + text("Namespace.__init__") + b"\x93.",
+            "argparse.Namespace.__init__",
+        ),
+        "dotted module split elsewhere": (
+            b"\x80\x04" + text("torch.nn.modules") + text("linear.Linear") + b"\x93.",
+            "torch.nn.modules.linear.Linear",
+        ),
+        "STACK_GLOBAL": (
+            b"\x80\x04" + text("os") + text("system") + b"\x93" + shell + b"\x85R.",
+            "os.system",
+        ),
+        "STACK_GLOBAL of no text": (b"\x80\x04K\x01K\x02\x93.", "names 1.2"),
+        "INST": (b"(" + shell + b"ios\nsystem\n.", "INST (os system)"),
+        "OBJ": (b"(" + reference + shell + b"o.", "os.system"),
+        "NEWOBJ of a function": (b"\x80\x02" + reference + shell + b"\x85\x81.", "os.system"),
+        "NEWOBJ with arguments": (
+            b"\x80\x02cargparse\nNamespace\n" + shell + b"\x85\x81.",
+            "builds an object",
+        ),
+        "NEWOBJ_EX": (b"\x80\x04cargparse\nNamespace\n)}\x92.", "NEWOBJ_EX"),
+        "copyreg": (b"ccopyreg\n_reconstructor\n.", "copyreg._reconstructor"),
+        "extension registry": (b"\x80\x02\x82\xf0" + shell + b"\x85R.", "EXT1 (240)"),
+        "textual persistent id": (b"Pos.system\n.", "PERSID"),
+        "REDUCE of a record": (b"\x80\x02cargparse\nNamespace\n)R.", "calls an object"),
+        "REDUCE of a storage class": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls an object"),
+        "REDUCE of text": (shell + b"(tR.", "calls an object"),
+        "OrderedDict of something": (b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "calls coll"),
+        "a parameter of no tensor": (
+            b"\x80\x02ctorch._utils\n_rebuild_parameter\n" + shell + b"\x88N\x87R.",
+            "calls torch._utils._rebuild_parameter",
+        ),
+        "BUILD on an allowed class": (
+            b"\x80\x02cargparse\nNamespace\n}" + text("__init__") + b"Nsb.",
+            "sets the state",
+        ),
+        "BUILD with slots": (b"\x80\x02cargparse\nNamespace\n)\x81}}\x86b.", "sets the state"),
+        "items into a class": (b"\x80\x02ccollections\nOrderedDict\nK\x01K\x02s.", "no dict"),
+        "keys that hash for ever": (
+            b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",
+            "keys are not",
+        ),
+        "underflow": (b"\x80\x02R.", "malformed"),
+        "unknown memo": (b"\x80\x02h\x07.", "malformed"),
+        "unknown opcode": (b"\x80\x02\xff.", "malformed"),
+        "no end": (b"\x80\x02}", "malformed"),
+        "nothing": (b"", "malformed"),
+        "escape codes in a name": (b"cx\n\x1b[2J\n.", r"names x.\x1b[2J"),
+    }
+
+
+@pytest.mark.parametrize("name", payloads(Path("x")))
+def test_a_pickle_that_names_or_does_anything_else_is_refused_unrun(
+    name: str, tmp_path: Path, sentinel: Path
+) -> None:
+    pickled, mentions = payloads(sentinel)[name]
+    path = archive(tmp_path / "evil.pth", pickled)
+    with pytest.raises(ModelError) as refusal:
+        read_checkpoint(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+    assert mentions in str(refusal.value)
+    assert "nothing in it was run" in str(refusal.value)
+    assert "\x1b" not in str(refusal.value)
+
+
+def test_payloads_do_run_where_they_are_unpickled(tmp_path: Path) -> None:
+    """The payloads are real: the plain unpickler makes the file that ours never makes."""
+    ran = tmp_path / "it_ran"
+    for name in ("os.system", "eval", "STACK_GLOBAL", "INST", "OBJ", "open"):
+        pickle.loads(payloads(ran)[name][0])
+        assert ran.exists(), name
+        ran.unlink()
+
+
+def test_extension_codes_are_not_looked_up(tmp_path: Path, sentinel: Path) -> None:
+    copyreg.add_extension("os", "system", 240)
+    try:
+        pickled = payloads(sentinel)["extension registry"][0]
+        with pytest.raises(ModelError, match="EXT1"):
+            read_checkpoint(archive(tmp_path / "evil.pth", pickled))
+    finally:
+        copyreg.remove_extension("os", "system", 240)
+
+
+def test_a_payload_inside_a_real_classifier_is_refused(tmp_path: Path, sentinel: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return eval, (f"open({str(sentinel)!r}, 'w')",)
+
+    path = tmp_path / "evil.pth"
+    torch.save({"hidden_layer.weight": torch.zeros(2, 2), "then": Payload()}, path)
+    with pytest.raises(ModelError, match=r"__builtin__\.eval"):
+        read_state_dict(path)
+
+
+def tensor_pickle(
+    *, key: str = "0", numel: int = 6, offset: int = 0, size: Any = (2, 3), stride: Any = (3, 1)
+) -> bytes:
+    """The pickle of {"w": tensor}, each number in it as told."""
+
+    class Storage:
+        pass
+
+    class Tensor:
+        def __reduce__(self) -> Any:
+            order: collections.OrderedDict[str, int] = collections.OrderedDict()
+            rebuild = torch._utils._rebuild_tensor_v2
+            return rebuild, (Storage(), offset, size, stride, False, order)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> Any:
+            if isinstance(value, Storage):
+                return ("storage", torch.FloatStorage, key, "cpu", numel)
+            return None
+
+    out = io.BytesIO()
+    Pickler(out, protocol=2).dump({"w": Tensor()})
+    return out.getvalue()
+
+
+SIX = {"0": struct.pack("<6f", 0, 1, 2, 3, 4, 5)}
+
+
+def test_a_tensor_is_read_with_its_strides_and_offset(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.pth", tensor_pickle(), SIX)
+    assert read_state_dict(path)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    path = archive(tmp_path / "b.pth", tensor_pickle(offset=1, size=(2, 2), stride=(1, 2)), SIX)
+    assert read_state_dict(path)["w"].tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("lie", "mentions"),
+    [
+        ({"numel": 7}, "says 7"),
+        ({"numel": 5}, "says 5"),
+        ({"numel": -6}, "says -6"),
+        ({"numel": 1 << 62}, "says"),
+        ({"key": "1"}, "lacks the bytes"),
+        ({"key": "../version"}, "lacks the bytes"),
+        ({"offset": 1}, "beyond its 6"),
+        ({"offset": -1}, "impossible"),
+        ({"offset": True}, "whole numbers"),
+        ({"size": (3, 3)}, "beyond its 6"),
+        ({"size": (1 << 40, 3), "stride": (0, 1)}, "beyond its 6"),
+        ({"size": (0, 1 << 47, 1 << 47), "stride": (1, 1, 1)}, "malformed"),
+        ({"stride": (4, 1)}, "beyond its 6"),
+        ({"stride": (-3, 1)}, "impossible"),
+        ({"stride": (3,)}, "do not fit"),
+        ({"stride": 3}, "whole numbers"),
+        ({"size": [2, 3]}, "something else"),
+        ({"size": (2.0, 3)}, "whole numbers"),
+        ({"size": (1,) * 9, "stride": (1,) * 9}, "do not fit"),
+    ],
+)
+def test_a_tensor_that_lies_about_its_storage_is_refused(
+    lie: dict[str, Any], mentions: str, tmp_path: Path
+) -> None:
+    path = archive(tmp_path / "lie.pth", tensor_pickle(**lie), SIX)
+    with pytest.raises(ModelError, match=mentions):
+        read_state_dict(path)
+
+
+def test_a_persistent_id_that_is_no_storage_is_refused(tmp_path: Path) -> None:
+    for pickled in (b"\x80\x02}Q.", b"\x80\x02" + text("storage") + b"Q.", b"\x80\x02)Q."):
+        with pytest.raises(ModelError, match="storage"):
+            read_checkpoint(archive(tmp_path / "evil.pth", pickled))
+
+
+def test_compressed_archives_and_huge_pickles_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "bomb.pth", tensor_pickle(), SIX, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ModelError, match="compressed"):
+        read_state_dict(path)
+    path = archive(tmp_path / "long.pth", b"\x80\x02" + b"}" * (5 << 20) + b".")
+    with pytest.raises(ModelError, match="more than 4 MiB"):
+        read_state_dict(path)
+
+
+def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "double.pth", tensor_pickle(), SIX)
+    with zipfile.ZipFile(path, "a") as out, pytest.warns(UserWarning, match="Duplicate"):
+        out.writestr("evil/data.pkl", b"cos\nsystem\n.")
+    with pytest.raises(ModelError, match="two entries"):
+        read_state_dict(path)
+
+
+def test_a_truncated_absent_foreign_or_old_file_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    whole = ORIGINAL.read_bytes()
+    for length in (0, 1, 2, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.pth").write_bytes(whole[:length])
+        with pytest.raises(ModelError, match=r"truncated|no torch checkpoint"):
+            read_state_dict(tmp_path / "cut.pth")
+    with pytest.raises(ModelError, match="No such file"):
+        read_state_dict(tmp_path / "absent.pth")
+    with pytest.raises(ModelError, match="directory"):
+        read_state_dict(tmp_path)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as out:
+        out.writestr("readme", "text")
+    with pytest.raises(ModelError, match=r"not one that torch\.save wrote"):
+        read_state_dict(tmp_path / "other.zip")
+    torch.save({"a": torch.ones(2)}, tmp_path / "o.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(ModelError, match=r"before 1\.6"):
+        read_state_dict(tmp_path / "o.pt")
+
+
+def test_any_flipped_byte_of_the_pickle_is_refused_or_harmless(tmp_path: Path) -> None:
+    """Nothing but ModelError comes out of a damaged pickle."""
+    with zipfile.ZipFile(ORIGINAL) as original:
+        names = {
+            n.rsplit("/", 1)[1]: original.read(n) for n in original.namelist() if "/data/" in n
+        }
+        pickled = original.read("original_style_model/data.pkl")
+    for at in range(0, len(pickled), 3):
+        flipped = pickled[:at] + bytes([pickled[at] ^ 0x15]) + pickled[at + 1 :]
+        path = archive(tmp_path / "flipped.pth", flipped, names)
+        with contextlib.suppress(ModelError):
+            read_state_dict(path)
+
+
+def test_state_dicts_as_torch_saves_them_are_read_exactly(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    state = dict(model.state_dict())
+    state["half"] = torch.arange(5).half()
+    state["bf16"] = torch.arange(6).bfloat16().view(2, 3).T
+    state["scalar"] = torch.tensor(7)
+    state["empty"] = torch.zeros(0, 3)
+    state["tied"] = state["0.weight"]
+    torch.save(model.state_dict(), tmp_path / "ordered.bin")
+    torch.save(state, tmp_path / "plain.bin")
+    torch.save({"model": state, "epoch": 3}, tmp_path / "nested.pt")
+    assert read_state_dict(tmp_path / "ordered.bin").keys() == model.state_dict().keys()
+    for name in ("plain.bin", "nested.pt"):
+        read = read_state_dict(tmp_path / name)
+        assert read.keys() == state.keys()
+        for key, tensor in state.items():
+            assert read[key].dtype == tensor.dtype
+            assert torch.equal(read[key], tensor)
+            assert not read[key].requires_grad
+
+
+def test_tensors_are_views_of_the_file(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1 << 20)}, tmp_path / "large.bin")
+    tensor = read_state_dict(tmp_path / "large.bin")["w"]
+    tensor[0] = 5  # copy-on-write: the file keeps its bytes
+    assert read_state_dict(tmp_path / "large.bin")["w"][0] == 1
+
+
+def test_fair_esm_configurations_come_as_records(tmp_path: Path) -> None:
+    config = argparse.Namespace(encoder_layers=2, token_dropout=True, name="esm", rate=0.1)
+    content = {"cfg": {"model": config}, "args": config, "model": {"w": torch.ones(2)}}
+    torch.save(content, tmp_path / "esm.pt")
+    read = read_checkpoint(tmp_path / "esm.pt")
+    assert isinstance(read["args"], Inert)
+    assert (read["args"].module, read["args"].name) == ("argparse", "Namespace")
+    assert read["args"].state == vars(config)
+    assert read["cfg"] == {"model": read["args"]}
+    assert read_state_dict(tmp_path / "esm.pt")["w"].tolist() == [1, 1]
+
+
+def test_a_pickled_classifier_gives_its_state_dict() -> None:
+    state = read_state_dict(ORIGINAL)
+    assert {name: tuple(tensor.shape) for name, tensor in state.items()} == {
+        "hidden_layer.weight": (16, 3328),
+        "hidden_layer.bias": (16,),
+        "bn1.weight": (16,),
+        "bn1.bias": (16,),
+        "bn1.running_mean": (16,),
+        "bn1.running_var": (16,),
+        "bn1.num_batches_tracked": (),
+        "output_layer.weight": (2, 16),
+        "output_layer.bias": (2,),
+    }
+
+
+def test_safetensors_and_sharded_indexes_are_read(tmp_path: Path) -> None:
+    first, second = {"a": torch.ones(2)}, {"b": torch.zeros(3, 2).half()}
+    save_file(first, tmp_path / "model-1.safetensors")
+    torch.save(second, tmp_path / "model-2.bin")
+    index = tmp_path / "model.safetensors.index.json"
+    where = {"a": "model-1.safetensors", "b": "model-2.bin"}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    read = read_state_dict(index)
+    assert torch.equal(read["a"], first["a"])
+    assert torch.equal(read["b"], second["b"])
+    index.write_text(json.dumps({"weight_map": where | {"c": "model-2.bin"}}))
+    with pytest.raises(ModelError, match=r"model-2\.bin lacks c"):
+        read_state_dict(index)
+    for bad in ('{"weight_map": {"a": "../x.bin"}}', '{"weight_map": ["a"]}', "[]", "{"):
+        index.write_text(bad)
+        with pytest.raises(ModelError, match="no index"):
+            read_state_dict(index)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model-1.safetensors").read_bytes()[:-1])
+    with pytest.raises(ModelError, match="safetensors file"):
+        read_state_dict(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("state", "mentions"),
+    [
+        ({"w": torch.tensor([1.0, float("nan")])}, "not finite"),
+        ({"w": torch.tensor([1.0, float("-inf")]).half()}, "not finite"),
+        ({"w": [1, 2]}, "'w', which is no tensor"),
+        ({"w": torch.tensor([True])}, "BoolStorage"),
+        ({1: torch.ones(1)}, "names"),
+        ({}, "no weights"),
+        ([torch.ones(1)], "neither"),
+        (torch.ones(1), "neither"),
+    ],
+)
+def test_harmless_nonsense_is_refused(state: object, mentions: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "nonsense.pth")
+    with pytest.raises(ModelError, match=mentions):
+        read_state_dict(tmp_path / "nonsense.pth")

@@ -1,0 +1,187 @@
+"""The command line: exit codes, sentences, and the stages run one after another."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import virnucpro_core as vnp
+from virnucpro_core.models.store import Model
+
+OUT = {
+    "contigs.tsv",
+    "windows.tsv",
+    "frames.parquet",
+    "viral.fasta.gz",
+    "prediction_results.txt",
+    "prediction_results_highestscore.csv",
+    "summary.json",
+}
+
+
+def virnucpro(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "virnucpro_core.cli", *map(str, arguments)]
+    env = {name: value for name, value in os.environ.items() if name != "VIRNUCPRO_MODELS"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+
+
+def assert_refused(run: subprocess.CompletedProcess[str], code: int, pattern: str) -> None:
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert re.search(pattern, last), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (b"", r"contigs\.fa: the file is empty; "),
+        (b"hello\n", r"contigs\.fa, line 1: not FASTA"),
+        (b">p\nMKLVEEL\n", r"contigs\.fa, line 2: .* looks like protein; "),
+        (b">a\nAC\n>a\nGT\n", r"contigs\.fa, line 3: contig id 'a' appears twice; "),
+        (
+            gzip.compress(b">a\n" + os.urandom(300).hex().encode())[:200],
+            r"contigs\.fa: .*truncated",
+        ),
+        (None, r"contigs\.fa: no such file; "),
+    ],
+)
+@pytest.mark.parametrize("stage", ["split", "translate", "predict"])
+def test_cli_bad_fasta_exits_2_with_one_sentence(
+    tmp_path: Path, stage: str, content: bytes | None, pattern: str
+) -> None:
+    fasta = tmp_path / "contigs.fa"
+    if content is not None:
+        fasta.write_bytes(content)
+    options = {"split": [], "translate": ["--window", 500], "predict": ["--model", "mini"]}[stage]
+    assert_refused(virnucpro(stage, fasta, "-o", tmp_path / "out", *options), 2, pattern)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "pattern"),
+    [
+        ([], 2, "Missing command"),
+        (["prodict"], 2, "No such command 'prodict'"),
+        (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
+        (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
+        (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
+        (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models import"),
+        (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),
+        (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
+        (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),
+        (["models", "import", "mine"], 2, "Missing option"),
+    ],
+)
+def test_cli_bad_usage_is_one_sentence(
+    tmp_path: Path, arguments: list[str], code: int, pattern: str
+) -> None:
+    assert_refused(virnucpro(*arguments, cwd=tmp_path), code, pattern)
+
+
+def test_cli_help_and_version_need_no_torch() -> None:
+    code = (
+        "import sys\nfrom virnucpro_core.cli import main\nsys.argv[1:] = ['{}']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    for option in ("--help", "--version"):
+        run = subprocess.run(
+            [sys.executable, "-c", code.format(option)], capture_output=True, text=True, check=True
+        )
+        assert "virnucpro" in run.stdout
+
+
+def test_cli_stage_by_stage_gives_what_predict_gives(
+    edge: Path, tiny: Model, models_dir: Path, tmp_path: Path
+) -> None:
+    model = ["--model", "tiny", "--models-dir", models_dir]
+    work, out = tmp_path / "work", tmp_path / "out"
+    assert virnucpro("split", edge, "-o", work, "--shard-bp", 9_000).returncode == 0
+    shards, frames = [], []
+    for piece in sorted(work.glob("piece_*.fasta")):
+        table, shard = piece.with_suffix(".parquet"), piece.with_suffix(".h5")
+        assert virnucpro("translate", piece, "-o", table, *model).returncode == 0
+        assert virnucpro("embed", table, "-o", shard, *model).returncode == 0
+        shards.append(shard)
+        frames += ["--frames", table]
+    assert len(shards) > 2
+    merged = work / "embeddings.h5"
+    assert virnucpro("merge", *shards[::-1], *frames, "-o", merged).returncode == 0
+    contigs = ["--contigs", work / "contigs.parquet"]
+    run = virnucpro("classify", merged, *frames, *contigs, "-o", out, *model, "--sample", "edge")
+    assert run.returncode == 0, run.stderr
+    assert {path.name for path in out.iterdir()} == OUT
+    assert virnucpro("report", out, "-o", out / "report.html").returncode == 0
+
+    whole = tmp_path / "whole"
+    run = virnucpro("predict", edge, "-o", whole, *model)
+    assert run.returncode == 0, run.stderr
+    assert "44 contigs" in run.stdout
+    assert OUT | {"report.html"} <= {path.name for path in whole.iterdir()}
+    assert not (whole / ".work").exists()
+    headers = [line for line in edge.read_text().splitlines() if line.startswith(">")]
+    for folder in (out, whole):
+        rows = [line.split("\t") for line in (folder / "contigs.tsv").read_text().splitlines()]
+        assert [row[0] for row in rows[1:]] == [header[1:].split()[0] for header in headers]
+    calls = [
+        [line.split("\t")[8:] for line in (folder / "contigs.tsv").read_text().splitlines()]
+        for folder in (out, whole)
+    ]
+    assert calls[0] == calls[1]
+    columns = pq.read_schema(whole / "frames.parquet").names
+    assert columns[-3:] == ["score_other", "score_virus", "call"]
+
+
+def test_predict_from_python_gives_the_table_of_contigs(
+    edge: Path, tiny: Model, models_dir: Path
+) -> None:
+    table = vnp.predict(edge, model="tiny", models_dir=models_dir)
+    assert table.num_rows == 44
+    assert table.column_names == [
+        "contig",
+        "length",
+        "windows",
+        "frames",
+        "viral_windows",
+        "viral_fraction",
+        "max_virus_score",
+        "mean_virus_score",
+        "call",
+        "reason",
+    ]
+    assert set(table["call"].to_pylist()) <= {"virus", "other", "no_call"}
+
+
+def test_predict_from_python_refuses_with_the_sentence_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "empty.fa").touch()
+    with pytest.raises(vnp.InputError, match=r"empty\.fa: the file is empty"):
+        vnp.predict(tmp_path / "empty.fa", model="mini")
+    with pytest.raises(vnp.InputError, match="'maxi' is not known"):
+        vnp.predict(tmp_path / "empty.fa", model="maxi")
+
+
+def test_models_import_then_verify_finds_a_changed_file(tiny: Model, tmp_path: Path) -> None:
+    parts = ["--dnabert-s", tiny.nucleotide, "--esm2", tiny.protein]
+    parts += ["--classifier", tiny.classifier, "--models-dir", tmp_path]
+    run = virnucpro("models", "import", "virnucpro-300", *parts)
+    assert run.returncode == 0, run.stderr
+    assert virnucpro("models", "verify", "virnucpro-300", "--models-dir", tmp_path).returncode == 0
+    listed = virnucpro("models", "list", "--models-dir", tmp_path).stdout
+    assert "virnucpro-300" in listed
+    assert "mini" in listed
+    weights = tmp_path / "virnucpro-300" / "classifier.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    run = virnucpro("models", "verify", "virnucpro-300", "--models-dir", tmp_path)
+    assert_refused(run, 3, r"classifier\.safetensors: has sha256")
+    weights.unlink()
+    run = virnucpro("embed", "f", "-o", "s", "--model", "virnucpro-300", "--models-dir", tmp_path)
+    assert_refused(run, 3, r"classifier\.safetensors: is missing")

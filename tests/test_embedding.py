@@ -1,0 +1,316 @@
+"""Embedding a frame table, on through kills, and merging shards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import WINDOW, write_tiny_model
+
+import virnucpro_core as vnp
+from virnucpro_core.embedding.devices import parse_devices
+from virnucpro_core.embedding.engine import embed
+from virnucpro_core.embedding.merge import merge
+from virnucpro_core.embedding.shards import EmbeddingFile
+from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.models.store import Model
+from virnucpro_core.sequences.split import split
+from virnucpro_core.sequences.translate import translate
+
+CPU = [torch.device("cpu")]
+
+
+def read(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    parts = list(EmbeddingFile(path).parts())
+    names = [name for ids, _ in parts for name in ids]
+    empty = np.empty((0, EmbeddingFile(path).dim), np.float32)
+    return names, np.concatenate([empty, *(values for _, values in parts)])
+
+
+def run_embed(frames: Path, output: Path, models_dir: Path, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "virnucpro_core.cli", "embed", str(frames), "-o", str(output)]
+    options = ["--model", "tiny", "--models-dir", str(models_dir), "--devices", "cpu"]
+    return subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
+    )
+
+
+@pytest.fixture(scope="module")
+def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shard") / "shard.h5"
+    embed(edge_frames, path, tiny, devices=CPU)
+    return path
+
+
+def test_embed_rows_are_both_encoders_vectors_in_table_order(
+    shard: Path, edge_frames: Path, tiny: Model
+) -> None:
+    table = pq.read_table(edge_frames)
+    names, values = read(shard)
+    assert names == table["frame_id"].to_pylist()
+    nucleotide = vnp.load_dnabert_s(tiny.nucleotide).embed(table["nucleotide"].to_pylist())
+    protein = vnp.load_esm2(tiny.protein).embed(table["protein"].to_pylist())
+    assert np.abs(values - np.hstack([nucleotide, protein])).max() < 1e-5
+    with h5py.File(shard) as file:
+        assert file["frame_id"].shape == (len(names),)
+        assert file["embedding"].dtype == np.float32
+        assert file["embedding"].chunks[1] == tiny.dim
+        assert {"format", "model", "weights", "precision", "packed", "version", "complete"} <= set(
+            file.attrs
+        )
+    assert not list(shard.parent.glob("*.blocks"))
+
+
+def test_embed_packing_disabled_gives_the_same_embeddings(
+    shard: Path, edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "true")
+    embed(edge_frames, tmp_path / "alone.h5", tiny, devices=CPU)
+    alone = EmbeddingFile(tmp_path / "alone.h5")
+    assert not alone.origin.packed
+    assert np.abs(read(shard)[1] - read(tmp_path / "alone.h5")[1]).max() < 1e-5
+
+
+def test_embed_table_longer_than_a_slab_gives_the_same_embeddings(
+    shard: Path, edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnucpro_core.embedding.engine.SLAB", 50)
+    embed(edge_frames, tmp_path / "slabs.h5", tiny, devices=CPU)
+    assert np.abs(read(shard)[1] - read(tmp_path / "slabs.h5")[1]).max() < 1e-5
+
+
+def test_embed_two_processes_give_the_same_embeddings(
+    shard: Path, edge_frames: Path, tiny: Model, tmp_path: Path
+) -> None:
+    embed(edge_frames, tmp_path / "two.h5", tiny, devices=parse_devices("cpu,cpu"))
+    assert np.abs(read(shard)[1] - read(tmp_path / "two.h5")[1]).max() < 1e-5
+
+
+def test_embed_table_without_frames_gives_an_empty_shard(tiny: Model, tmp_path: Path) -> None:
+    (tmp_path / "short.fa").write_text(">short\nAC\n")
+    translate([tmp_path / "short.fa"], tmp_path / "frames.parquet", WINDOW)
+    embed(tmp_path / "frames.parquet", tmp_path / "shard.h5", tiny, devices=CPU)
+    merge([tmp_path / "shard.h5"], [tmp_path / "frames.parquet"], tmp_path / "embeddings.h5")
+    for name in ("shard.h5", "embeddings.h5"):
+        assert read(tmp_path / name)[1].shape == (0, tiny.dim)
+
+
+@pytest.fixture(scope="module")
+def many_frames(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough frames that a run, one sequence at a time, lasts for several seconds."""
+    folder = tmp_path_factory.mktemp("many")
+    text = edge.read_text()
+    (folder / "many.fa").write_text("".join(text.replace(">", f">{n}_") for n in range(12)))
+    translate([folder / "many.fa"], folder / "frames.parquet", WINDOW)
+    return folder / "frames.parquet"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_embed_killed_half_way_goes_on_and_gives_an_unbroken_runs_result(
+    number: signal.Signals, many_frames: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "shard.h5"
+    slow = {"VIRNUCPRO_DISABLE_PACKING": "true"}
+    first = run_embed(many_frames, output, models_dir, **slow)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("shard.h5.blocks/*/0*.npy")):
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(number)
+    assert first.wait() == (75 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert not output.exists()
+
+    second = run_embed(many_frames, output, models_dir, **slow)
+    _, log = second.communicate()
+    assert second.returncode == 0, log
+    kept, total = map(int, log.split("cpu: ")[1].split(" batches kept")[0].split(" of "))
+    assert 0 < kept < total == pq.read_metadata(many_frames).num_rows
+
+    unbroken = run_embed(many_frames, tmp_path / "unbroken.h5", models_dir, **slow)
+    unbroken.communicate()
+    assert read(output)[0] == read(tmp_path / "unbroken.h5")[0]
+    assert np.array_equal(read(output)[1], read(tmp_path / "unbroken.h5")[1])
+
+
+def test_embed_blocks_of_other_weights_are_not_used(
+    edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise VirNucProError("the run ends before its shard is written")
+
+    monkeypatch.setattr("virnucpro_core.embedding.engine.write_shard", fail)
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(VirNucProError, match="the run ends"):
+        embed(edge_frames, tmp_path / "a.h5", tiny, devices=CPU, checkpoint_dir=checkpoints)
+    monkeypatch.undo()
+    assert len(list(checkpoints.glob("*/*.npy"))) == 1
+    other = write_tiny_model(tmp_path / "models", seed=1)
+    embed(edge_frames, tmp_path / "b.h5", other, devices=CPU, checkpoint_dir=checkpoints)
+    embed(edge_frames, tmp_path / "c.h5", other, devices=CPU)
+    assert np.array_equal(read(tmp_path / "b.h5")[1], read(tmp_path / "c.h5")[1])
+    assert len(list(checkpoints.glob("*/*.npy"))) == 1, "the other run's block is left alone"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "foreign"])
+def test_embed_damaged_block_is_embedded_again(
+    shard: Path,
+    edge_frames: Path,
+    tiny: Model,
+    tmp_path: Path,
+    damage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise VirNucProError("the run ends before its shard is written")
+
+    output = tmp_path / "shard.h5"
+    monkeypatch.setattr("virnucpro_core.embedding.engine.write_shard", fail)
+    with pytest.raises(VirNucProError, match="the run ends"):
+        embed(edge_frames, output, tiny, devices=CPU)
+    monkeypatch.undo()
+    (block,) = tmp_path.glob("shard.h5.blocks/*/*.npy")
+    if damage == "truncate":
+        os.truncate(block, block.stat().st_size // 2)
+    else:
+        np.save(block, np.zeros(3))
+    embed(edge_frames, output, tiny, devices=CPU)
+    assert "its rows are embedded again" in caplog.text
+    assert np.array_equal(read(output)[1], read(shard)[1])
+
+
+def test_embed_complete_shard_is_left_as_it_is(
+    shard: Path, edge_frames: Path, tiny: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = shard.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, "virnucpro.embed"):
+        embed(edge_frames, shard, tiny, devices=CPU)
+    assert "complete already" in caplog.text
+    assert shard.stat().st_mtime_ns == before
+
+
+def test_embed_table_of_another_window_is_refused(edge: Path, tiny: Model, tmp_path: Path) -> None:
+    translate([edge], tmp_path / "frames.parquet", 500)
+    with pytest.raises(InputError, match="windows of 500 bases, tiny takes 300"):
+        embed(tmp_path / "frames.parquet", tmp_path / "shard.h5", tiny, devices=CPU)
+
+
+@pytest.mark.parametrize("text", ["gpu", "cuda:x", "cpu,tpu", "cuda:99"])
+def test_parse_devices_unknown_or_absent_device_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"is not (known|there)"):
+        parse_devices(text)
+
+
+class Pieces:
+    """A sample in pieces: its frame tables and its shards."""
+
+    def __init__(self, folder: Path, edge: Path, model: Model) -> None:
+        self.folder = folder
+        (folder / "shards").mkdir()
+        self.frames, self.shards = [], []
+        for piece in split([edge], folder, 9_000):
+            self.frames.append(folder / f"{piece.stem}.parquet")
+            self.shards.append(folder / "shards" / f"{piece.stem}.h5")
+            translate([piece], self.frames[-1], WINDOW)
+            embed(self.frames[-1], self.shards[-1], model, devices=CPU)
+
+
+@pytest.fixture
+def pieces(edge: Path, tiny: Model, tmp_path: Path) -> Pieces:
+    return Pieces(tmp_path, edge, tiny)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_merge_shards_in_any_order_gives_the_frame_tables_order(
+    pieces: Pieces, shard: Path, copy: bool
+) -> None:
+    output = pieces.folder / "embeddings.h5"
+    assert len(pieces.shards) > 2
+    merge(pieces.shards[::-1], pieces.frames, output, copy=copy)
+    names, values = read(output)
+    assert names == read(shard)[0]
+    assert np.abs(values - read(shard)[1]).max() < 1e-5
+    with h5py.File(output) as file:
+        assert file["embedding"].is_virtual is not copy
+        assert np.array_equal(file["embedding"][()], values), "as any HDF5 reader sees it"
+    if not copy:
+        assert output.stat().st_size < 0.5 * values.nbytes
+
+
+def test_merge_result_moved_linked_and_published_is_still_whole(
+    pieces: Pieces, tmp_path: Path
+) -> None:
+    merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
+    expected = read(pieces.folder / "embeddings.h5")[1]
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    (staged / "embeddings.h5").symlink_to(pieces.folder / "embeddings.h5")
+    assert np.array_equal(read(staged / "embeddings.h5")[1], expected)
+    published = tmp_path / "published"
+    (published / "shards").mkdir(parents=True)
+    shutil.copy(pieces.folder / "embeddings.h5", published)
+    with pytest.raises(InputError, match="is not beside it"):
+        EmbeddingFile(published / "embeddings.h5")
+    for path in pieces.shards:
+        shutil.move(path, published / "shards")
+    assert np.array_equal(read(published / "embeddings.h5")[1], expected)
+    with pytest.raises(InputError, match="is not beside it"):
+        EmbeddingFile(pieces.folder / "embeddings.h5")
+
+
+def test_merge_missing_shard_is_refused(pieces: Pieces) -> None:
+    with pytest.raises(InputError, match=r"piece_00001\.parquet: no shard embeds"):
+        merge(pieces.shards[1:], pieces.frames, pieces.folder / "embeddings.h5")
+    assert not (pieces.folder / "embeddings.h5").exists()
+
+
+def test_merge_doubled_shard_or_table_is_refused(pieces: Pieces) -> None:
+    twice = shutil.copy(pieces.shards[0], pieces.folder / "again.h5")
+    with pytest.raises(InputError, match="embeds the same frames as"):
+        merge([*pieces.shards, twice], pieces.frames, pieces.folder / "embeddings.h5")
+    with pytest.raises(InputError, match="given twice"):
+        merge(pieces.shards, [*pieces.frames, pieces.frames[0]], pieces.folder / "embeddings.h5")
+
+
+def test_merge_foreign_shard_is_refused(pieces: Pieces, shard: Path) -> None:
+    with pytest.raises(InputError, match="embeds none of the given frame tables"):
+        merge([*pieces.shards, shard], pieces.frames, pieces.folder / "embeddings.h5")
+
+
+def test_merge_truncated_shard_is_refused(pieces: Pieces) -> None:
+    os.truncate(pieces.shards[1], pieces.shards[1].stat().st_size - 100)
+    with pytest.raises(InputError, match="truncated"):
+        merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda file: file["embedding"].__setitem__((1, 3), np.nan), "is not finite"),
+        (lambda file: file["frame_id"].__setitem__(1, b"x_chunk_1F1"), "holds x_chunk_1F1 where"),
+        (lambda file: file.attrs.__setitem__("complete", False), "no complete file"),
+        (lambda file: file.attrs.__setitem__("weights", "{}"), "other weights"),
+        (lambda file: file.attrs.__setitem__("precision", "fp16"), "in fp16"),
+    ],
+)
+def test_merge_shard_of_another_content_is_refused(
+    pieces: Pieces, change: object, says: str
+) -> None:
+    assert callable(change)
+    with h5py.File(pieces.shards[1], "r+") as file:
+        change(file)
+    with pytest.raises(InputError, match=says):
+        merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")

@@ -1,0 +1,100 @@
+"""Reading FASTA: what is accepted, and what is refused with which sentence."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.sequences.fasta import Contig, read_fasta
+
+TEXT = b">a first contig\r\nACGT\r\nacgn\r\n\r\n>b\nTTTT\nRYK\n>empty\n>c\tx y\n  AC GT\n"
+CONTIGS = [
+    Contig("a", "first contig", b"ACGTacgn"),
+    Contig("b", "", b"TTTTRYK"),
+    Contig("empty", "", b""),
+    Contig("c", "x y", b"ACGT"),
+]
+
+
+def _zstd(data: bytes) -> bytes:
+    compressed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return compressed
+
+
+@pytest.mark.parametrize(
+    "compress", [bytes, gzip.compress, bz2.compress, lzma.compress, _zstd], ids=str
+)
+def test_read_fasta_any_compression_gives_the_same_contigs(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "contigs.whatever"
+    path.write_bytes(compress(TEXT))
+    assert list(read_fasta([path])) == CONTIGS
+
+
+def test_read_fasta_concatenated_gzip_members_are_all_read(tmp_path: Path) -> None:
+    path = tmp_path / "contigs.fa.gz"
+    path.write_bytes(gzip.compress(TEXT[:20]) + gzip.compress(TEXT[20:]))
+    assert list(read_fasta([path])) == CONTIGS
+
+
+def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
+    paths = [tmp_path / "2.fa", tmp_path / "1.fa"]
+    paths[0].write_text(">x\nA\n")
+    paths[1].write_text(">y\nC")
+    assert [contig.id for contig in read_fasta(paths)] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "where", "says"),
+    [
+        (b"", "", "the file is empty"),
+        (b"\n\n", "", "holds no contig"),
+        (b"ACGT\n", "line 1", "not FASTA"),
+        (b"\n\n@read1\nACGT\n+\nIIII\n", "line 3", "looks like FASTQ"),
+        (b">a\nACGT\n>b\nACG\nMKLEV\n", "line 5", "looks like protein"),
+        (b">a\nACGU\n", "line 2", "RNA"),
+        (b">a\nAC1T\n", "line 2", "'1' is no nucleotide"),
+        (b">a\nAC\n>b\nAC\n>a\nGT\n", "line 5", "appears twice"),
+        (b">a\nAC\n>\nGT\n", "line 3", "no id"),
+        (b">a\xff\nAC\n", "line 1", "not UTF-8"),
+        (gzip.compress(TEXT * 50)[:-20], "", "truncated or damaged"),
+        (bz2.compress(TEXT)[:-8], "", "truncated or damaged"),
+        (lzma.compress(TEXT)[:-8], "", "truncated or damaged"),
+        (_zstd(TEXT * 50)[:-8], "", "truncated or damaged"),
+        (b"\x1f\x8b garbage that is no gzip", "", "truncated or damaged"),
+    ],
+)
+def test_read_fasta_bad_file_is_refused_with_file_line_and_remedy(
+    tmp_path: Path, content: bytes, where: str, says: str
+) -> None:
+    path = tmp_path / "contigs.fa"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refusal:
+        list(read_fasta([path]))
+    sentence = str(refusal.value)
+    assert sentence.startswith(f"{path}{', ' if where else ''}{where}:")
+    assert says in sentence
+    assert ";" in sentence, "a remedy"
+    assert sentence.endswith(".")
+
+
+def test_read_fasta_same_id_in_two_files_is_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / "1.fa", tmp_path / "2.fa"]
+    for path in paths:
+        path.write_text(">same\nACGT\n")
+    with pytest.raises(InputError, match=r"2\.fa, line 1: contig id 'same' appears twice"):
+        list(read_fasta(paths))
+
+
+@pytest.mark.parametrize(("name", "says"), [("absent.fa", "no such file"), (".", "is a folder")])
+def test_read_fasta_path_without_file_is_refused(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        list(read_fasta([tmp_path / name]))

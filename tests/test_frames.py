@@ -1,0 +1,173 @@
+"""Windows and frames: equality with the original's output, and with its rules read plainly."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from Bio.Data.CodonTable import standard_dna_table
+from Bio.Seq import Seq
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.schema import FRAMES, frame_meta
+from virnucpro_core.sequences.fasta import Contig
+from virnucpro_core.sequences.frames import batches, stop_free_frames
+from virnucpro_core.sequences.translate import translate
+from virnucpro_core.sequences.windows import window_starts, windows
+
+
+def _content(path: Path) -> bytes:
+    packed = path.with_name(f"{path.name}.gz")
+    return gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+
+
+def _assert_as_the_original(fasta: Path, window: int, out: Path) -> None:
+    translate([fasta], out / "frames.parquet", window, fasta_dir=out)
+    name = fasta.name.split(".")[0]
+    for ours, theirs in (
+        (f"chunked{window}.fa", f"{name}.chunked{window}.fa"),
+        ("identified_nucleotide.fa", f"{name}.{window}.identified_nucleotide.fa"),
+        ("identified_protein.faa", f"{name}.{window}.identified_protein.faa"),
+    ):
+        assert (out / ours).read_bytes() == _content(fasta.with_name(theirs)), ours
+
+
+@pytest.mark.parametrize("window", [300, 500])
+def test_translate_edge_cases_equals_the_original(edge: Path, window: int, tmp_path: Path) -> None:
+    _assert_as_the_original(edge, window, tmp_path)
+
+
+@pytest.mark.parametrize("window", [300, 500])
+def test_translate_crassphage_equals_the_original(
+    shared: Path, window: int, tmp_path: Path
+) -> None:
+    fasta = shared / "reference" / "original" / "crAssphage.fa.gz"
+    _assert_as_the_original(fasta, window, tmp_path)
+
+
+@pytest.mark.parametrize("window", [3, 7, 300, 500])
+def test_windows_any_length_cover_the_contig_by_the_published_rule(window: int) -> None:
+    for length in (*range(1, 60), *range(window - 3, 8 * window, max(1, window // 37))):
+        if length < 1:
+            continue
+        n = -(-length // window)
+        surplus = n * window - length
+        q = surplus // n
+        longer = min(n - 1, surplus - q * (n - 1))
+        starts = [k * window - (k * q + min(k, longer)) for k in range(n)]
+        assert window_starts(length, window).tolist() == starts
+        assert starts[0] == 0
+        _, start, end = windows(np.array([length]), window)
+        assert end[-1] == length
+        assert (start[1:] <= end[:-1]).all(), "no base is left out"
+
+
+def _plain_frames(contig: Contig, window: int) -> list[tuple[object, ...]]:
+    """The rules of the design, record by record."""
+    rows: list[tuple[object, ...]] = []
+    for number, start in enumerate(window_starts(len(contig.sequence), window).tolist(), 1):
+        bases = contig.sequence[start : start + window].decode().upper()
+        flipped = bases.translate(str.maketrans("ACGT", "TGCA"))[::-1]
+        for strand, text in (("F", bases), ("R", flipped)):
+            for f in (1, 2, 3):
+                codons = [text[i : i + 3] for i in range(f - 1, len(text) - 2, 3)]
+                protein = "".join(
+                    "*"
+                    if codon in standard_dna_table.stop_codons
+                    else standard_dna_table.forward_table.get(codon, "")
+                    for codon in codons
+                )
+                if not protein or "*" in protein:
+                    continue
+                nucleotide = text[f - 1 : f + 3 * len(protein)]
+                at = f - 1 if strand == "F" else len(text) - (f - 1) - len(nucleotide)
+                rows.append(
+                    (
+                        f"{contig.id}_chunk_{number}{strand}{f}",
+                        contig.id,
+                        number,
+                        f"{strand}{f}",
+                        start + at,
+                        start + at + len(nucleotide),
+                        nucleotide,
+                        protein,
+                    )
+                )
+    return rows
+
+
+def _random_contigs(letters: str, seed: int) -> list[Contig]:
+    rng = random.Random(seed)
+    lengths = [*range(8), *(rng.randrange(1, 400) for _ in range(120))]
+    return [
+        Contig(f"c{n}", "", "".join(rng.choices(letters, k=length)).encode())
+        for n, length in enumerate(lengths)
+    ]
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "ACGTacgtN", "GCC" * 20 + "N", "ACGTRYKMSWBDHVN-"])
+@pytest.mark.parametrize("window", [30, 101])
+def test_stop_free_frames_random_contigs_equal_a_plain_reading_of_the_rules(
+    letters: str, window: int
+) -> None:
+    contigs = _random_contigs(letters, seed=window)
+    expected = [row for contig in contigs for row in _plain_frames(contig, window)]
+    table = stop_free_frames(contigs, window)
+    assert [tuple(row.values()) for row in table.to_pylist()] == expected
+    assert table.schema == FRAMES
+
+
+def test_stop_free_frames_start_and_end_cut_the_nucleotides_out_of_the_contig() -> None:
+    contigs = {contig.id: contig for contig in _random_contigs("ACGT", seed=1)}
+    rows = stop_free_frames(list(contigs.values()), 60).to_pylist()
+    assert len(rows) > 100
+    for row in rows:
+        bases = contigs[row["contig"]].sequence[row["start"] : row["end"]].decode()
+        forward = row["frame"].startswith("F")
+        assert row["nucleotide"] == (bases if forward else str(Seq(bases).reverse_complement()))
+
+
+def test_stop_free_frames_without_contig_or_frame_gives_an_empty_table() -> None:
+    assert stop_free_frames([], 300).num_rows == 0
+    assert stop_free_frames([Contig("a", "", b""), Contig("b", "", b"TAATTA")], 300).num_rows == 4
+
+
+def test_translate_batch_size_changes_neither_rows_nor_digest(
+    edge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    translate([edge], tmp_path / "whole.parquet", 300)
+    small = partial(batches, bases=700)
+    monkeypatch.setattr("virnucpro_core.sequences.translate.batches", small)
+    translate([edge], tmp_path / "parts.parquet", 300)
+    whole, parts = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "parts"))
+    assert pq.ParquetFile(tmp_path / "parts.parquet").num_row_groups > 5
+    assert whole.equals(parts)
+    assert frame_meta(tmp_path / "whole.parquet") == frame_meta(tmp_path / "parts.parquet")
+
+
+def test_translate_contigs_without_frames_still_give_different_digests(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a", "b"):
+        fasta = tmp_path / f"{name}.fa"
+        fasta.write_text(f">{name}\nTT\n")
+        translate([fasta], tmp_path / f"{name}.parquet", 300)
+        digests.add(frame_meta(tmp_path / f"{name}.parquet").digest)
+    assert len(digests) == 2
+
+
+def test_translate_bad_input_leaves_no_file(tmp_path: Path) -> None:
+    fasta = tmp_path / "contigs.fa"
+    fasta.write_text(">a\nACGTACGTACGT\n>b\nMKLV\n")
+    with pytest.raises(InputError, match="line 4"):
+        translate([fasta], tmp_path / "out" / "frames.parquet", 300, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_frame_table_columns_are_those_of_the_contract(edge_frames: Path) -> None:
+    assert pa.schema(pq.read_schema(edge_frames)).remove_metadata() == FRAMES

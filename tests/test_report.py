@@ -1,0 +1,289 @@
+"""The report: one page that stands alone, says what the tables say, and trusts no name in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.results.calls import CALLS, CONTIGS, REASONS
+from virnucpro_core.results.figures import Scores
+from virnucpro_core.results.report import LISTED, write_report
+
+Row = tuple[str, int, str, float | None]
+
+
+def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -> Path:
+    """A folder as `classify` leaves it, of contigs given as (id, length, call or reason, score)."""
+    folder.mkdir(parents=True)
+    lines = ["\t".join(CONTIGS.names)]
+    calls: Counter[str] = Counter()
+    for contig, length, call, score in rows:
+        calls[call] += 1
+        if score is None:
+            lines.append(f"{contig}\t{length}\t1\t0\t0\t\t\t\tno_call\t{call}")
+        else:
+            viral = int(call == "virus")
+            lines.append(
+                f"{contig}\t{length}\t1\t2\t{viral}\t{viral}.0\t{score}\t{score}\t{call}\t"
+            )
+    (folder / "contigs.tsv").write_text("\n".join(lines) + "\n")
+    no_call = {reason: calls[reason] for reason in REASONS}
+    summary = {
+        "format": 1,
+        "sample": name,
+        "model": "mini",
+        "window": 500,
+        "weights": {"classifier.safetensors": "ab" * 32},
+        "precision": "fp32",
+        "packed": True,
+        "version": "9.9.9",
+        "min_viral_fraction": 0.5,
+        "contigs": {
+            "total": len(rows),
+            "virus": calls["virus"],
+            "other": calls["other"],
+            "no_call": sum(no_call.values()),
+        },
+        "no_call": no_call,
+        "windows": {"total": len(rows), "called": len(rows), "virus": calls["virus"]},
+        "frames": {"total": 2 * len(rows), "virus": 0},
+        "bases": {"total": sum(row[1] for row in rows), "virus": 0},
+    }
+    (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
+    return folder
+
+
+ROWS: list[Row] = [
+    ("phage", 48502, "virus", 0.98772),
+    ("host", 9000, "other", 0.0123),
+    ("tiny", 2, "too_short", None),
+    ("closed", 700, "no_stop_free_frame", None),
+]
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced; keeps what tests ask for."""
+
+    VOID = frozenset({"meta", "br", "input", "link", "img", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.contigs: list[list[str]] = []
+        self._in_table = False
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        assert len(given) == len(attrs), f"an attribute twice in {tag}"
+        self.attributes.append((tag, given))
+        if tag == "table":
+            self._in_table = given.get("id") == "table"
+        if tag == "tr" and self._in_table:
+            self.contigs.append([])
+        if tag in ("td", "th") and self._in_table:
+            self.contigs[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag == "table":
+            self._in_table = False
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+        if self._in_table and self.contigs and self.contigs[-1]:
+            self.contigs[-1][-1] += data
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def report(outs: list[Path], path: Path, **options: Any) -> Page:
+    write_report(outs, path, **options)
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
+    page = report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
+    assert "1 of 4 contigs is called virus" in page.words
+    assert "mini, windows of 500 bases" in page.words
+    assert "VirNucPro 9.9.9" in page.words
+    assert "ab" * 32 in page.words
+    assert [row[0] for row in page.contigs[1:]] == ["phage", "host", "closed", "tiny"]
+    assert [cell.strip() for cell in page.contigs[1][1:]] == [
+        "Virus",
+        "48,502",
+        "0.9877",
+        "0.9877",
+        "1.000",
+        "1",
+        "1",
+        "2",
+    ]
+    assert page.contigs[3][1] == "No call no stop free frame"
+    assert ("a", {"href": "a/contigs.tsv"}) in page.attributes
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    page = report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
+    for tag, attributes in page.attributes:
+        assert tag not in ("link", "img", "iframe")
+        assert "src" not in attributes
+        assert not [name for name in attributes if name.startswith("on")]
+    policy = [a.get("content") for _, a in page.attributes if "http-equiv" in a]
+    assert str(policy[0]).startswith("default-src 'none'")
+
+
+def test_names_from_the_input_are_escaped(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>&amp;<img/src=x onerror=y>'
+    rows: list[Row] = [(evil, 100, "virus", 0.9), ("a'b", 100, "other", 0.1)]
+    out = classified(tmp_path / 'o"<u>&t', rows, name="</title><b>", model="<i>m</i>")
+    page = report([out], tmp_path / "report.html", title="<s>")
+    assert sum(tag == "script" for tag, _ in page.attributes) == 1
+    assert not {tag for tag, _ in page.attributes} & {"img", "s", "u"}
+    assert page.contigs[1][0] == evil
+    assert "</title><b>" in page.words
+    assert ("a", {"href": "o%22%3Cu%3E%26t/contigs.tsv"}) in page.attributes
+
+
+def test_accessible_names_are_there(tmp_path: Path) -> None:
+    page = report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
+    ids = [a["id"] for _, a in page.attributes if "id" in a]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in page.attributes:
+        if attributes.get("role") == "img" or tag == "svg":
+            named = attributes.get("aria-label") or attributes.get("aria-labelledby")
+            assert named
+            assert all(part in ids for part in named.split()) or "aria-label" in attributes
+        if tag == "th":
+            assert attributes.get("scope") in ("col", "row")
+    assert ("html", {"lang": "en"}) in page.attributes
+    assert sum(tag == "caption" for tag, _ in page.attributes) == 3
+
+
+def test_several_samples_are_told_apart(tmp_path: Path) -> None:
+    first = classified(tmp_path / "a", ROWS, "A")
+    second = classified(tmp_path / "b", [("x", 10, "other", 0.5)], "B", precision="bf16")
+    page = report([first, second], tmp_path / "in/report.html")
+    assert "1 of 5 contigs is called virus" in page.words
+    assert page.contigs[0][:2] == ["Sample", "Contig"]
+    assert [row[:2] for row in page.contigs[1:4]] == [["A", "phage"], ["B", "x"], ["A", "host"]]
+    assert ("a", {"href": "../b/contigs.tsv"}) in page.attributes
+    assert "bf16" in page.words
+    assert "fp32" in page.words
+
+
+def test_the_table_holds_the_best_contigs_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.random(3 * LISTED).round(6).tolist()
+    rows: list[Row] = [
+        (f"c{i}", 100 + i, "virus" if s > 0.5 else "other", s) for i, s in enumerate(scores)
+    ]
+    page = report([classified(tmp_path / "a", rows)], tmp_path / "report.html")
+    best = sorted(range(len(rows)), key=lambda i: -scores[i])[:LISTED]
+    assert [row[0] for row in page.contigs[1:]] == [f"c{i}" for i in best]
+    assert "The 500 with the highest mean virus score, of 1,500." in page.words
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    out = classified(tmp_path / "a", ROWS)
+    write_report([out], tmp_path / "1.html")
+    write_report([out], tmp_path / "2.html")
+    assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_sample_of_nothing_but_no_calls_has_a_report(tmp_path: Path) -> None:
+    rows: list[Row] = [("a", 2, "too_short", None)]
+    page = report([classified(tmp_path / "a", rows)], tmp_path / "report.html")
+    assert "0 of 1 contig is called virus" in page.words
+    empty = classified(tmp_path / "e", [], "E")
+    assert "0 of 0 contigs" in report([empty], tmp_path / "empty.html").words
+
+
+def test_figures_count_every_scored_contig() -> None:
+    rng = np.random.default_rng(2)
+    lengths = np.exp(rng.normal(8, 2, 5000)).astype(np.int64)
+    scores = rng.random(5000, np.float32)
+    scores[:2] = 0, 1
+    scored = Scores()
+    for part in np.array_split(np.arange(5000), 7):
+        scored.add(lengths[part], scores[part], scores[part] > 0.6)
+    for figure in (scored.histogram(), scored.scatter()):
+        for call, expected in (("virus", (scores > 0.6).sum()), ("other", (scores <= 0.6).sum())):
+            assert sum(m.count for m in figure.marks if m.call == call) == expected
+        for mark in figure.marks:
+            assert 56 <= mark.x <= 508
+            assert 11.9 <= mark.y <= 262
+
+
+def test_multiqc_content_lies_beside_the_page(tmp_path: Path) -> None:
+    outs = [classified(tmp_path / "a", ROWS, "A"), classified(tmp_path / "b", ROWS[:1], "B")]
+    write_report(outs, tmp_path / "report.html")
+    table = json.loads((tmp_path / "virnucpro_mqc.json").read_text())
+    bars = json.loads((tmp_path / "virnucpro_calls_mqc.json").read_text())
+    assert (table["plot_type"], bars["plot_type"]) == ("table", "bargraph")
+    assert table["id"] != bars["id"]
+    assert table["data"]["A"]["contigs"] == 4
+    assert table["data"]["A"]["virus_percent"] == 25
+    assert table["headers"].keys() == table["data"]["B"].keys()
+    assert bars["data"] == {
+        "A": {"virus": 1, "other": 1, "no_call": 2},
+        "B": {"virus": 1, "other": 0, "no_call": 0},
+    }
+    assert [*bars["data"]["A"]] == [*CALLS]
+
+
+def test_folders_that_are_not_classified_are_refused(tmp_path: Path) -> None:
+    good = classified(tmp_path / "good", ROWS)
+    page = tmp_path / "report.html"
+
+    def refused(mentions: str, *outs: Path) -> None:
+        with pytest.raises(InputError, match=mentions):
+            write_report(outs, page)
+        assert not page.exists()
+
+    refused("no folder")
+    refused(r"absent/summary\.json: no such file", tmp_path / "absent")
+    refused("another folder is of a sample 'S'", good, classified(tmp_path / "same", ROWS))
+    bare = classified(tmp_path / "bare", ROWS, "bare")
+    (bare / "contigs.tsv").unlink()
+    refused(r"contigs\.tsv: no such file", bare)
+    for text in ("contig\tlength\n", "", "contig\n\x00\n", "\t".join(CONTIGS.names) + "\na\tb\n"):
+        (bare / "contigs.tsv").write_text(text)
+        refused(r"is no contigs\.tsv of ours", bare)
+    for summary in ("", "[]", "{}", '{"contigs": {"total": "many"}}'):
+        (bare / "summary.json").write_text(summary)
+        refused("is no summary of a classified sample", bare)
+
+
+def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
+    out = classified(tmp_path / "a", ROWS)
+    with (out / "contigs.tsv").open("a") as handle:
+        handle.writelines(
+            f"c{i}\t{500 + i % 9000}\t1\t2\t0\t0.0\t0.1\t{i % 997 / 2000}\tother\t\n"
+            for i in range(1_000_000)
+        )
+    write_report([out], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 2_000_000

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.blocks import block_writer, read_blocks
 from virnucpro_core.embedding.packing import packing_enabled, plan
-from virnucpro_core.embedding.prefetch import prefetch
+from virnucpro_core.embedding.prefetch import prefetch, side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import InputError, ModelError, StoppedError, VirNucProError
@@ -58,6 +58,8 @@ SLAB = 1 << 18
 Rows = NDArray[np.int64]
 Batch = tuple[Rows, Tokens, Tokens]
 """Rows of the frame table, their nucleotide tokens and their protein tokens."""
+Embedded = tuple[Rows, NDArray[np.float32]]
+"""Rows of the frame table and their embeddings."""
 
 
 def _plan(lengths: Rows, token_budget: int, rank: int, world: int) -> list[list[Rows]]:
@@ -115,16 +117,18 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     slabs = _left(planned, done)
     total, left = (sum(map(len, batches)) for batches in (planned, slabs))
     logger.info("%s: %d of %d batches kept, %d to do", device, total - left, total, left)
+
+    def compute(batch: Batch) -> Embedded:
+        rows, bases, residues = batch
+        pooled = (nucleotide.embed_tokens_packed(bases), protein.embed_tokens_packed(residues))
+        return rows, torch.cat(pooled, dim=1).cpu().numpy()
+
     progress = Progress("embed", sum(len(rows) for slab in slabs for rows in slab), "frames")
     with (
         block_writer(job.blocks, dim) as writer,
         closing(prefetch(_tokenized(slabs, nucleotide, protein, job.frames))) as work,
     ):
-        for rows, bases, residues in work:
-            if stop.is_set():
-                raise StoppedError("stopped by a signal; run the same command to go on.")
-            pooled = (nucleotide.embed_tokens_packed(bases), protein.embed_tokens_packed(residues))
-            embedding = torch.cat(pooled, dim=1).cpu().numpy()
+        for rows, embedding in _computed(compute, work, device):
             if not np.isfinite(embedding).all():
                 raise VirNucProError(
                     f"{job.model.name} in {job.precision} gives values that are not finite; "
@@ -132,6 +136,26 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
                 )
             writer.add(rows, embedding)
             progress.advance(len(rows))
+            if stop.is_set():
+                raise StoppedError("stopped by a signal; run the same command to go on.")
+
+
+def _computed(
+    compute: Callable[[Batch], Embedded], work: Iterable[Batch], device: str
+) -> Generator[Embedded]:
+    """Batches computed one by one on a GPU, on the CPU one a core.
+
+    A core for each batch needs no barrier within it, which keeps its speed where cores are shared.
+    """
+    if device != "cpu":
+        yield from map(compute, work)
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from side_by_side(compute, work, threads)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def protein_tokens(frames: Path) -> Rows:
@@ -211,7 +235,7 @@ def embed(
         frames=frames,
         model=model,
         precision=precision,
-        token_budget=token_budget or (4096 if on_cpu else 32_768),
+        token_budget=token_budget or (2048 if on_cpu else 32_768),
         blocks=root / key.hexdigest()[:16],
     )
     job.blocks.mkdir(parents=True, exist_ok=True)

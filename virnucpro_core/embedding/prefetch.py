@@ -1,13 +1,16 @@
-"""Work of one thread ahead of another."""
+"""Work of one thread ahead of another, and of several side by side."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
@@ -50,3 +53,15 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
     finally:
         closed.set()
         thread.join()
+
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:
+    """`map` on several threads: results in order, at most two items a thread under way."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="compute") as executor:
+        pending: deque[Future[R]] = deque()
+        for item in items:
+            pending.append(executor.submit(function, item))
+            if len(pending) >= 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,0 +1,53 @@
+# `make demo` and `make test` are all one needs; both install first what is missing.
+PYTHON ?= python3
+
+.PHONY: setup demo test test-slow lint lock clean
+
+setup: .venv/.installed .tools/.installed
+
+.venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "VirNucPro needs Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --require-hashes -r requirements.txt
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.tools/.installed: scripts/nextflow/install scripts/nextflow/pom.xml
+	@mkdir -p .tools
+	scripts/nextflow/install
+	@touch $@
+
+# Runs in a folder of its own, so that it leaves nothing else behind.
+demo: setup
+	@mkdir -p demo
+	cd demo && ../nextflow run .. -profile test --outdir results
+	@echo
+	@awk -f scripts/calls.awk demo/results/phages/contigs.tsv demo/results/others/contigs.tsv
+	@echo
+	@echo "Report: $(CURDIR)/demo/results/report/report.html"
+
+# Where a file has findings of one kind only, the linter of Nextflow 25.04.4 ends in a null pointer
+# instead of printing them (nextflow-io/nextflow#6199). It fails all the same.
+lint: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	@found=$$(./nextflow lint .) && case "$$found" in *Warn*) false ;; esac || { echo "$$found"; exit 1; }; \
+		echo "nextflow lint: $$(echo "$$found" | tail -n 1)"
+
+test: lint
+	.venv/bin/pytest -m "not slow"
+	@if command -v nf-test >/dev/null; then nf-test test; else echo "nf-test is not on PATH: its tests were skipped."; fi
+
+test-slow: setup
+	.venv/bin/pytest -m slow
+
+# The versions and hashes of requirements.txt anew, from pyproject.toml; needs uv.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet -o requirements.txt
+
+# What make and the tools left behind; .venv and .tools stay.
+clean:
+	rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .nf-test
+	find virnucpro_core tests scripts -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+#!/usr/bin/env nextflow
+
+include { FASTA_CLASSIFY_VIRNUCPRO } from './subworkflows/local/fasta_classify_virnucpro'
+include { checkParameters ; helpText ; readInput ; failure } from './subworkflows/local/utils_virnucpro_pipeline'
+
+workflow {
+    main:
+    def schema = file("${projectDir}/nextflow_schema.json")
+    if (params.help) {
+        println(helpText(schema))
+        return
+    }
+    checkParameters(params, schema)
+
+    FASTA_CLASSIFY_VIRNUCPRO(
+        channel.fromList(readInput(params.input)),
+        channel.value([params.model, params.models_dir ? file(params.models_dir, checkIfExists: true) : []]),
+    )
+
+    def versions = """\
+        Workflow:
+            ${workflow.manifest.name}: ${workflow.manifest.version}
+            Nextflow: ${workflow.nextflow.version}
+        """.stripIndent()
+    channel.topic('versions')
+        .unique()
+        .map { process, tool, version -> "${process.tokenize(':')[-1]}:\n    ${tool}: ${version}\n".toString() }
+        .mix(channel.of(versions))
+        .collectFile(name: 'software_versions.yml', storeDir: "${params.outdir}/pipeline_info", sort: true)
+
+    def run = workflow // event handlers do not see `workflow` itself
+    def outdir = params.outdir
+    workflow.onComplete {
+        if (run.success) {
+            log.info("Calls:  ${outdir}/*/contigs.tsv\nReport: ${outdir}/report/report.html")
+        }
+    }
+    workflow.onError {
+        log.error(failure(run.exitStatus, run.errorMessage))
+    }
+}

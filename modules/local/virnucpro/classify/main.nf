@@ -1,0 +1,41 @@
+process VIRNUCPRO_CLASSIFY {
+    tag "${meta.id}"
+    label 'process_single'
+
+    conda "${moduleDir}/environment.yml"
+
+    input:
+    tuple val(meta), path(contigs), path(frames, stageAs: 'frames/*', arity: '1..*'), path(shards, stageAs: 'shards/*', arity: '1..*'), path(embeddings)
+    tuple val(model), path(models_dir, stageAs: 'models')
+
+    output:
+    tuple val(meta), path("${prefix}")                                        , emit: results
+    tuple val(meta), path("${prefix}/contigs.tsv")                            , emit: calls
+    tuple val(meta), path("${prefix}/windows.tsv")                            , emit: windows
+    tuple val(meta), path("${prefix}/frames.parquet")                         , emit: frames
+    tuple val(meta), path("${prefix}/viral.fasta.gz")                         , emit: viral_fasta
+    tuple val(meta), path("${prefix}/prediction_results.txt")                 , emit: frame_predictions
+    tuple val(meta), path("${prefix}/prediction_results_highestscore.csv")    , emit: window_predictions
+    tuple val(meta), path("${prefix}/summary.json")                           , emit: summary
+    tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    def store = models_dir ? "--models-dir ${models_dir}" : ''
+    def tables = frames.collect { table -> "--frames ${table}" }.join(' ')
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    virnucpro classify ${args} --model ${model} ${store} --sample ${meta.id} \\
+        ${embeddings} ${tables} --contigs ${contigs} -o ${prefix}
+    """
+
+    stub:
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    mkdir ${prefix}
+    cd ${prefix}
+    touch contigs.tsv windows.tsv frames.parquet summary.json \\
+        prediction_results.txt prediction_results_highestscore.csv
+    echo | gzip > viral.fasta.gz
+    """
+}

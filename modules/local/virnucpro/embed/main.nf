@@ -1,0 +1,30 @@
+process VIRNUCPRO_EMBED {
+    tag "${meta.id}"
+    label 'process_gpu'
+
+    conda "${moduleDir}/environment.yml"
+
+    input:
+    tuple val(meta), path(frames)
+    tuple val(model), path(models_dir, stageAs: 'models')
+
+    output:
+    tuple val(meta), path("${prefix}.h5"), emit: shard
+    tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    def store = models_dir ? "--models-dir ${models_dir}" : ''
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    export OMP_NUM_THREADS=${task.cpus}
+
+    virnucpro embed ${args} --model ${model} ${store} ${frames} -o ${prefix}.h5
+    """
+
+    stub:
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    touch ${prefix}.h5
+    """
+}

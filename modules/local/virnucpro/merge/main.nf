@@ -1,0 +1,28 @@
+process VIRNUCPRO_MERGE {
+    tag "${meta.id}"
+    label 'process_single'
+
+    conda "${moduleDir}/environment.yml"
+
+    input:
+    tuple val(meta), path(frames, stageAs: 'frames/*', arity: '1..*'), path(shards, stageAs: 'shards/*', arity: '1..*')
+
+    output:
+    // Reads its vectors from shards/*: whoever stages it stages the shards beside it under that name.
+    tuple val(meta), path("${prefix}.h5"), emit: embeddings
+    tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    def tables = frames.collect { table -> "--frames ${table}" }.join(' ')
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    virnucpro merge ${args} ${shards} ${tables} -o ${prefix}.h5
+    """
+
+    stub:
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    touch ${prefix}.h5
+    """
+}

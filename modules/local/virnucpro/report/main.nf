@@ -1,0 +1,27 @@
+process VIRNUCPRO_REPORT {
+    tag "${meta.id}"
+    label 'process_single'
+
+    conda "${moduleDir}/environment.yml"
+
+    input:
+    tuple val(meta), path(results)
+
+    output:
+    tuple val(meta), path("${prefix}.html"), emit: report
+    tuple val(meta), path('*_mqc.*')       , emit: multiqc
+    tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    virnucpro report ${args} ${results} -o ${prefix}.html
+    """
+
+    stub:
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    touch ${prefix}.html virnucpro_mqc.tsv
+    """
+}

@@ -1,0 +1,26 @@
+process VIRNUCPRO_SPLIT {
+    tag "${meta.id}"
+    label 'process_single'
+
+    conda "${moduleDir}/environment.yml"
+
+    input:
+    tuple val(meta), path(fasta, stageAs: 'fasta/?/*')
+
+    output:
+    tuple val(meta), path('pieces/contigs.parquet')              , emit: contigs
+    tuple val(meta), path('pieces/piece_*.fasta', arity: '1..*') , emit: pieces
+    tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    """
+    virnucpro split ${args} ${fasta} -o pieces
+    """
+
+    stub:
+    """
+    mkdir pieces
+    touch pieces/contigs.parquet pieces/piece_00001.fasta
+    """
+}

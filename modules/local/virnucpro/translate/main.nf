@@ -1,0 +1,28 @@
+process VIRNUCPRO_TRANSLATE {
+    tag "${meta.id}"
+    label 'process_single'
+
+    conda "${moduleDir}/environment.yml"
+
+    input:
+    tuple val(meta), path(fasta)
+    tuple val(model), path(models_dir, stageAs: 'models')
+
+    output:
+    tuple val(meta), path("${prefix}.parquet"), emit: frames
+    tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+
+    script:
+    def args = task.ext.args ?: ''
+    def store = models_dir ? "--models-dir ${models_dir}" : ''
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    virnucpro translate ${args} --model ${model} ${store} ${fasta} -o ${prefix}.parquet
+    """
+
+    stub:
+    prefix = task.ext.prefix ?: "${meta.id}"
+    """
+    touch ${prefix}.parquet
+    """
+}

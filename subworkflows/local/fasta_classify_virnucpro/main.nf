@@ -1,0 +1,71 @@
+include { VIRNUCPRO_SPLIT     } from '../../../modules/local/virnucpro/split'
+include { VIRNUCPRO_TRANSLATE } from '../../../modules/local/virnucpro/translate'
+include { VIRNUCPRO_EMBED     } from '../../../modules/local/virnucpro/embed'
+include { VIRNUCPRO_MERGE     } from '../../../modules/local/virnucpro/merge'
+include { VIRNUCPRO_CLASSIFY  } from '../../../modules/local/virnucpro/classify'
+include { VIRNUCPRO_REPORT    } from '../../../modules/local/virnucpro/report'
+
+workflow FASTA_CLASSIFY_VIRNUCPRO {
+    take:
+    ch_fasta // channel: [ val(meta), [ fasta, ... ] ]; meta.id names the sample
+    ch_model // value channel: [ val(name), models_dir or [] ]
+
+    main:
+    VIRNUCPRO_SPLIT(ch_fasta)
+
+    // A piece has a meta of its own, which remembers its sample and how many pieces that has.
+    ch_pieces = VIRNUCPRO_SPLIT.out.pieces.flatMap { meta, pieces ->
+        pieces.collect { piece ->
+            [[id: "${meta.id}_${piece.baseName}", sample: meta, pieces: pieces.size()], piece]
+        }
+    }
+
+    VIRNUCPRO_TRANSLATE(ch_pieces, ch_model)
+    VIRNUCPRO_EMBED(VIRNUCPRO_TRANSLATE.out.frames, ch_model)
+
+    // A sample goes on when its own last piece is embedded. Its pieces stand in input order again,
+    // whichever was ready first, so that a resumed run finds the same task.
+    ch_embedded = VIRNUCPRO_TRANSLATE.out.frames
+        .join(VIRNUCPRO_EMBED.out.shard)
+        .map { piece, frames, shard -> [groupKey(piece.sample, piece.pieces), [frames, shard]] }
+        .groupTuple()
+        .map { key, pieces ->
+            def (frames, shards) = pieces.sort { piece -> piece[0].name }.transpose()
+            [key.target, frames, shards]
+        }
+
+    VIRNUCPRO_MERGE(ch_embedded)
+
+    VIRNUCPRO_CLASSIFY(
+        VIRNUCPRO_SPLIT.out.contigs.join(ch_embedded).join(VIRNUCPRO_MERGE.out.embeddings),
+        ch_model,
+    )
+
+    VIRNUCPRO_REPORT(
+        VIRNUCPRO_CLASSIFY.out.results
+            .map { _meta, results -> results }
+            .collect(sort: { results -> results.name })
+            .map { results -> [[id: 'report'], results] }
+    )
+
+    calls       = VIRNUCPRO_CLASSIFY.out.calls
+    viral_fasta = VIRNUCPRO_CLASSIFY.out.viral_fasta
+    results     = VIRNUCPRO_CLASSIFY.out.results
+    report      = VIRNUCPRO_REPORT.out.report
+    multiqc     = VIRNUCPRO_REPORT.out.multiqc
+    versions    = VIRNUCPRO_SPLIT.out.versions_virnucpro.mix(
+        VIRNUCPRO_TRANSLATE.out.versions_virnucpro,
+        VIRNUCPRO_EMBED.out.versions_virnucpro,
+        VIRNUCPRO_MERGE.out.versions_virnucpro,
+        VIRNUCPRO_CLASSIFY.out.versions_virnucpro,
+        VIRNUCPRO_REPORT.out.versions_virnucpro,
+    )
+
+    emit:
+    calls       // channel: [ val(meta), contigs.tsv ]
+    viral_fasta // channel: [ val(meta), viral.fasta.gz ]
+    results     // channel: [ val(meta), folder of the sample's results ]
+    report      // channel: [ val(meta), report.html ]
+    multiqc     // channel: [ val(meta), *_mqc.* ]
+    versions    // channel: [ process, tool, version ]; also on the topic 'versions'
+}

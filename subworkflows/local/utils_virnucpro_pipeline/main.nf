@@ -1,0 +1,147 @@
+// What the pipeline asks of its user and tells its user. Nothing here knows about viruses.
+
+/** The properties of nextflow_schema.json by name, over all its groups. */
+def schemaProperties(schema) {
+    def groups = new groovy.json.JsonSlurper().parse(schema)['$defs']
+    return groups.values().collectEntries { group -> group.properties }
+}
+
+/** Refuses parameters that the schema does not know or whose value it does not allow. */
+def checkParameters(params, schema) {
+    def properties = schemaProperties(schema)
+    def unknown = params.keySet() - properties.keySet()
+    if (unknown) {
+        def name = unknown.first()
+        def nearest = properties.keySet().collect { known -> bareName(known) }.closest(bareName(name))
+        def meant = properties.keySet().find { known -> bareName(known) in nearest }
+        error("Unknown parameter --${name}: ${meant ? "did you mean --${meant}? " : ''}See --help.")
+    }
+
+    params.findAll { _name, value -> value != null }.each { name, value ->
+        def rule = properties[name]
+        def fits = [
+            string: !(value instanceof Boolean), // a name can look like a number
+            integer: value instanceof Integer || value instanceof Long,
+            number: value instanceof Number,
+            boolean: value instanceof Boolean,
+        ][rule.type]
+        if (!fits) {
+            error("--${name} ${value}: give ${rule.type == 'integer' ? 'an integer' : "a ${rule.type}"}.")
+        }
+        if (rule['enum'] && !(value in rule['enum'])) {
+            error("--${name} ${value}: give one of ${rule['enum'].join(', ')}.")
+        }
+        if (rule.minimum != null && value < rule.minimum) {
+            error("--${name} ${value}: give ${rule.minimum} or more.")
+        }
+        if (rule.maximum != null && value > rule.maximum) {
+            error("--${name} ${value}: give ${rule.maximum} or less.")
+        }
+    }
+}
+
+/** Nextflow makes --shardBp of --shard-bp, and either stands for --shard_bp. */
+def bareName(name) {
+    return name.toLowerCase().replaceAll('[-_]', '')
+}
+
+/** The text of --help, out of the schema. */
+def helpText(schema) {
+    def groups = new groovy.json.JsonSlurper().parse(schema)['$defs'].values()
+    def lines = ["Usage: nextflow run main.nf --input contigs.fasta --outdir results [-profile test] [-resume]"]
+    groups.each { group ->
+        lines << "\n${group.title}"
+        group.properties.findAll { _name, rule -> !rule.hidden }.each { name, rule ->
+            def preset = rule['default'] == null ? '' : " [${rule['default']}]"
+            lines << "  --${name.padRight(20)} ${rule.description}${preset}"
+        }
+    }
+    return lines.join('\n')
+}
+
+/** The samples that --input names, each [meta, [fasta, ...]], in its order. */
+def readInput(input) {
+    def sheet = 'a CSV sheet with the columns sample,fasta'
+    if (!input) {
+        error("--input is missing: give a FASTA file, a quoted glob or ${sheet}.")
+    }
+    if (input.toString().endsWith('.csv')) {
+        return readSheet(file(input.toString()))
+    }
+    def found = [file(input.toString())].flatten()
+    if (!found || !found[0].exists()) {
+        error("--input ${input}: no such file; check the path (a glob needs quotes).")
+    }
+    def samples = found.collect { fasta -> [[id: sampleName(fasta)], [fasta]] }
+    samples.groupBy { meta, _fasta -> meta.id }.each { id, same ->
+        if (same.size() > 1) {
+            error("--input ${input}: ${same.size()} files make a sample '${id}'; name samples in ${sheet}.")
+        }
+        if (!isSampleName(id)) {
+            error("--input ${input}: '${id}' can't name a folder of results; name samples in ${sheet}.")
+        }
+    }
+    return samples
+}
+
+/** The samples of a sheet: rows with one name are files of one sample, paths are relative to the sheet. */
+def readSheet(sheet) {
+    if (!sheet.exists()) {
+        error("--input ${sheet}: no such file; check the path.")
+    }
+    def rows = sheet.readLines().withIndex(1).findAll { line, _number -> line.trim() }
+    if (!rows || cells(rows[0][0]) != ['sample', 'fasta']) {
+        error("${sheet} line 1: the columns must be sample,fasta; put that header on the first line.")
+    }
+    if (rows.size() == 1) {
+        error("${sheet} line 2: no samples; add a line with a sample and its FASTA file.")
+    }
+    def samples = [:]
+    rows.tail().each { line, number ->
+        def row = cells(line)
+        if (row.size() != 2 || !row.every()) {
+            error("${sheet} line ${number}: expected two cells, sample and fasta; got '${line}'.")
+        }
+        def (id, path) = row
+        if (!isSampleName(id)) {
+            def reserved = reservedNames().join(', ')
+            error("${sheet} line ${number}: '${id}' can't name a folder; use letters, digits and ._-, none of ${reserved}.")
+        }
+        def fasta = path.startsWith('/') || path.contains('://') ? file(path) : file("${sheet.parent}/${path}")
+        if (!fasta.exists()) {
+            error("${sheet} line ${number}: no such file ${fasta}; paths are relative to the sheet.")
+        }
+        samples.get(id, []) << fasta
+    }
+    return samples.collect { id, fastas -> [[id: id], fastas] }
+}
+
+/** The cells of a line of a sheet. A sheet has plain names and paths: quotes are dropped, not parsed. */
+def cells(line) {
+    return line.replace('"', '').split(',', -1).collect { cell -> cell.trim() }
+}
+
+/** What stands beside the samples' folders, in the results or in a task. */
+def reservedNames() {
+    return ['report', 'pipeline_info', 'frames', 'shards', 'models']
+}
+
+def isSampleName(id) {
+    return id ==~ /[A-Za-z0-9][A-Za-z0-9._-]*/ && !(id in reservedNames())
+}
+
+/** A file's name less what says that it is (compressed) FASTA. */
+def sampleName(fasta) {
+    return fasta.name
+        .replaceFirst(/\.(gz|bz2|xz|zst)$/, '')
+        .replaceFirst(/\.(fa|fasta|fna|fas)$/, '')
+        .replaceAll(/[^A-Za-z0-9._-]+/, '_')
+}
+
+/** What to tell of a failed run: the sentence with which a task refused, if one did. */
+def failure(status, message) {
+    def said = (message ?: '').readLines().findAll { line -> line.trim() }
+    return status in [2, 3] && said
+        ? said.last().replaceAll('fasta/[0-9]+/', '') // where the task had the file
+        : 'The run failed; what is done is kept: the same command with -resume goes on from there.'
+}

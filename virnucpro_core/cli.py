@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from enum import StrEnum
@@ -191,6 +192,56 @@ def report(
     from virnucpro_core.results.report import write_report
 
     write_report(results, output)
+
+
+VirusFasta = Annotated[list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.")]
+OtherFasta = Annotated[list[Path], typer.Option("--other", help="Other FASTA; may be repeated.")]
+
+
+@app.command()
+def train(
+    virus: VirusFasta,
+    other: OtherFasta,
+    output: Output,
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(help="FASTA to learn sequences from, not classes.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    from virnucpro_core.train import train
+
+    record = train(
+        virus,
+        other,
+        output,
+        unlabelled=unlabelled or [],
+        window=window,
+        seed=seed,
+        device=device,
+    )
+    typer.echo(json.dumps(record["test"], indent=2))
+
+
+@app.command()
+def evaluate(
+    virus: VirusFasta,
+    other: OtherFasta,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    test_part: Annotated[
+        bool, typer.Option("--test-part", help="Only accessions that `train` held out.")
+    ] = False,
+) -> None:
+    """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
+    from virnucpro_core.heldout import Labelled, evaluate
+    from virnucpro_core.models.store import resolve_model
+
+    sample = Labelled.read(virus, other)
+    chosen = sample.part("test") if test_part else sample
+    typer.echo(json.dumps(evaluate(resolve_model(model, models_dir), chosen), indent=2))
 
 
 @models_app.command("list")

@@ -45,7 +45,7 @@ test-slow: setup
 
 # The versions and hashes of requirements.txt anew, from pyproject.toml; needs uv.
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --quiet -o requirements.txt
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.txt
 
 # What make and the tools left behind; .venv and .tools stay.
 clean:

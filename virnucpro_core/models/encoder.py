@@ -6,6 +6,7 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from virnucpro_core.embedding.packing import plan
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.models.attention import Layout
+from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.sequences.tokens import Tokens
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,9 +61,11 @@ class Encoder(nn.Module, ABC):
     @torch.inference_mode()
     def embed_tokens_packed(self, tokens: Tokens) -> Tensor:
         """Pooled embeddings, float32 (B, dim) on the module's device, of one packed batch."""
-        layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
-        ids = torch.from_numpy(tokens.ids).to(self.device, non_blocking=True)
-        return self.pool(self(ids, layout), layout)
+        # kernels launch on the current device, whatever their tensors lie on
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
+            ids = to_device(torch.from_numpy(tokens.ids), self.device)
+            return self.pool(self(ids, layout), layout)
 
     def embed(
         self,
@@ -88,16 +91,6 @@ class Encoder(nn.Module, ABC):
             tokens = self.tokenize([sequences[row] for row in rows])
             result[rows] = self.embed_tokens_packed(tokens).cpu().numpy()
         return result
-
-
-def segment_mean(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Mean of consecutive runs of rows: (T, D) and int64 (B) → float32 (B, D); 0 for an empty run.
-
-    A run is added up in float32 in one fixed order, so that the mean is the same at every run.
-    """
-    return torch.segment_reduce(
-        rows.float(), "mean", lengths=lengths, axis=0, unsafe=True, initial=0.0
-    )
 
 
 def folder_config(folder: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ HALVES = [torch.float16, torch.bfloat16]
 ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 """Relative error, ‖found − expected‖ / ‖expected‖, of one operation."""
 THROUGH_A_MODEL = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-MIXES = [[1, 2, 300, 64, 65, 128, 7], [168] * 9, [50, 3], [256, 255, 1], [1024, 3], [5], [257]]
+MIXES = [[1, 2, 300, 64, 65, 128, 7], [168] * 9, [50, 3], [256, 255, 1], [5], [1024, 3]]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=str)
-@pytest.mark.parametrize(("heads", "width"), [(3, 64), (2, 24), (6, 8), (1, 128)])
+@pytest.mark.parametrize(("heads", "width"), [(3, 64), (2, 24)])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("positions", ["rotary", "alibi"])
 def test_attention_every_backend_equals_float64(

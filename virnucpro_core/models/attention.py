@@ -110,6 +110,11 @@ class Rotary:
         angle = torch.outer(torch.arange(layout.max_seqlen, device=device).float(), frequency)
         return cls(angle.cos(), angle.sin())
 
+    @cached_property
+    def half(self) -> tuple[Tensor, Tensor]:
+        """Both in float16, whose step at 1 is the queries' own, and finer than bfloat16's."""
+        return self.cos.half(), self.sin.half()
+
     def rotate(self, x: Tensor, layout: Layout) -> Tensor:
         """Rotate (T, H, d) queries or keys by their positions, in their own dtype."""
         cos, sin = (t[layout.positions, None].to(x.dtype) for t in (self.cos, self.sin))
@@ -173,7 +178,7 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     """Our kernel: CUDA, fp16 or bf16, made for many short sequences."""
     from virnucpro_core.models.kernels import attention
 
-    rope = (positions.cos, positions.sin) if isinstance(positions, Rotary) else None
+    rope = positions.half if isinstance(positions, Rotary) else None
     slopes = positions if isinstance(positions, Tensor) else None
     return attention(q, k, v, layout.cu_seqlens, layout.max_seqlen, rope, slopes)
 

@@ -1,4 +1,4 @@
-"""What the two encoders share: pooled embeddings of a list of sequences, and reading their files."""
+"""What the two encoders share: pooled embeddings of a list of sequences, and their files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,19 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.sequences.tokens import Tokens
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+GEMM_ROWS = 128
+"""Tokens of a batch on a GPU come in multiples of this: GEMMs are slower on ragged ones."""
+
+
+def _filled(tokens: Tokens) -> Tokens:
+    """The batch with sequences of the token 0 at its end, none longer than those it has."""
+    missing = -len(tokens.ids) % GEMM_ROWS
+    longest = int(tokens.lengths.max())
+    filler = [min(longest, missing - at) for at in range(0, missing, longest)]
+    lengths = np.concatenate((tokens.lengths, np.asarray(filler, np.int64)))
+    return Tokens(np.pad(tokens.ids, (0, missing)), lengths)
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -61,11 +73,17 @@ class Encoder(nn.Module, ABC):
     @torch.inference_mode()
     def embed_tokens_packed(self, tokens: Tokens) -> Tensor:
         """Pooled embeddings, float32 (B, dim) on the module's device, of one packed batch."""
+        count = len(tokens.lengths)
+        if self.device.type != "cuda":
+            return self._pooled(tokens)
         # kernels launch on the current device, whatever their tensors lie on
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
-            ids = to_device(torch.from_numpy(tokens.ids), self.device)
-            return self.pool(self(ids, layout), layout)
+        with torch.cuda.device(self.device):
+            return self._pooled(_filled(tokens))[:count]
+
+    def _pooled(self, tokens: Tokens) -> Tensor:
+        layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
+        ids = to_device(torch.from_numpy(tokens.ids), self.device)
+        return self.pool(self(ids, layout), layout)
 
     def embed(
         self,

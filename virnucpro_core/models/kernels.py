@@ -22,6 +22,8 @@ BLOCK = 64
 RESIDENT_BLOCKS = 4
 """Blocks of keys that stay on the chip while a program goes through a sequence's queries."""
 
+ATTENTION = {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
+"""Few registers, so that programs enough share a multiprocessor to hide each other's loads."""
 NORM_WARPS = 2
 GELU_WARPS = 8
 
@@ -38,18 +40,28 @@ def _halves(x, at, live, cos, sin, factor, stride, WIDTH: tl.constexpr, HALF: tl
     first = first.to(tl.float32)
     second = tl.load(here + WIDTH // 2, keep, 0.0).to(tl.float32)
     if ROPE:
-        c = tl.load(cos + at[:, None] * (WIDTH // 2) + column, keep, 0.0)
-        s = tl.load(sin + at[:, None] * (WIDTH // 2) + column, keep, 0.0)
+        c = tl.load(cos + at[:, None] * (WIDTH // 2) + column, keep, 0.0).to(tl.float32)
+        s = tl.load(sin + at[:, None] * (WIDTH // 2) + column, keep, 0.0).to(tl.float32)
         first, second = first * c - second * s, second * c + first * s
     return (first * factor).to(dtype), (second * factor).to(dtype)
 
 
 @triton.jit
-def _scores(q1, q2, k1, k2, at, keys, length, slope, ROPE: tl.constexpr):
+def _attend(q1, q2, k1, k2, value, at, keys, length, slope, top, total, mixed,
+            ROPE: tl.constexpr, FIRST: tl.constexpr):  # fmt: skip
+    """Take one block of keys into a running softmax: its maximum, its sum, the mixed values."""
     scores = tl.dot(q2, tl.trans(k2), tl.dot(q1, tl.trans(k1)))
     if not ROPE:
         scores -= slope * tl.abs(at[:, None] - keys[None, :]).to(tl.float32)
-    return tl.where((keys < length)[None, :], scores, -float("inf"))
+    scores = tl.where((keys < length)[None, :], scores, -float("inf"))
+    higher = tl.maximum(top, tl.max(scores, 1))
+    weight = tl.exp2(scores - higher[:, None])
+    if not FIRST:
+        shrink = tl.exp2(top - higher)
+        total *= shrink
+        mixed *= shrink[:, None]
+    total += tl.sum(weight, 1)
+    return higher, total, tl.dot(weight.to(value.dtype), value, mixed)
 
 
 @triton.jit
@@ -91,29 +103,20 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
         total = tl.zeros((BLOCK,), tl.float32)
         mixed = tl.zeros((BLOCK, 2 * HALF), tl.float32)
         if BLOCKS > 0:
-            scores = ()
             for b in tl.static_range(BLOCKS):
-                keys = b * BLOCK + block
-                part = _scores(q1, q2, k1s[b], k2s[b], at, keys, length, slope, ROPE)
-                top = tl.maximum(top, tl.max(part, 1))
-                scores = scores + (part,)
-            for b in tl.static_range(BLOCKS):
-                weight = tl.exp2(scores[b] - top[:, None])
-                total += tl.sum(weight, 1)
-                mixed = tl.dot(weight.to(vs[b].dtype), vs[b], mixed)
+                top, total, mixed = _attend(
+                    q1, q2, k1s[b], k2s[b], vs[b], at, b * BLOCK + block, length, slope,
+                    top, total, mixed, ROPE, b == 0,
+                )  # fmt: skip
         else:
             for begin_keys in range(0, length, BLOCK):
                 keys = begin_keys + block
                 k1, k2 = _halves(k, keys, keys < length, cos, sin, 1.0, stride, WIDTH, HALF, ROPE)
                 live = (keys < length)[:, None] & (column < WIDTH)
                 value = tl.load(v + keys[:, None] * stride + column, live, 0.0)
-                part = _scores(q1, q2, k1, k2, at, keys, length, slope, ROPE)
-                higher = tl.maximum(top, tl.max(part, 1))
-                weight = tl.exp2(part - higher[:, None])
-                shrink = tl.exp2(top - higher)
-                total = total * shrink + tl.sum(weight, 1)
-                mixed = tl.dot(weight.to(value.dtype), value, mixed * shrink[:, None])
-                top = higher
+                top, total, mixed = _attend(
+                    q1, q2, k1, k2, value, at, keys, length, slope, top, total, mixed, ROPE, False
+                )
         result = (mixed * (1.0 / total)[:, None]).to(out.dtype.element_ty)
         live = (at < length)[:, None] & (column < WIDTH)
         tl.store(out + at[:, None] * (HEADS * WIDTH) + column, result, live)
@@ -130,7 +133,7 @@ def attention(
 ) -> Tensor:
     """Attention inside each packed sequence, with rotary positions or ALiBi: (T, H, d).
 
-    q, k, v: (T, H, d), views into one QKV output. rope: cosines and sines, float32
+    q, k, v: (T, H, d), views into one QKV output. rope: cosines and sines, float16
     (max_seqlen, d/2). slopes: float32 (H).
     """
     tokens, heads, width = q.shape
@@ -143,7 +146,7 @@ def attention(
         LOG2_E / math.sqrt(width), q.stride(0),
         HEADS=heads, WIDTH=width, HALF=max(16, triton.next_power_of_2(width // 2)),
         BLOCK=BLOCK, BLOCKS=blocks if resident else 0, ROPE=rope is not None,
-        num_warps=4, num_stages=1,
+        **ATTENTION,
     )  # fmt: skip
     return out
 

@@ -14,8 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from virnucpro_core.models.ops import HALF, fused
+
 _MASK_BYTES = 64 << 20
 """Bound on one additive mask of the padded backend, so that ALiBi does not fill the memory."""
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device; to a GPU from pinned memory, so that the host does not wait."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 @dataclass(frozen=True)
@@ -23,17 +30,19 @@ class Layout:
     """Where B packed sequences lie: sequence b has tokens [cu_seqlens[b], cu_seqlens[b + 1]).
 
     cu_seqlens: int32 (B + 1), on the tokens' device. max_seqlen: the longest sequence's tokens.
+    tokens: all of them. These two are known to the host, so that nothing here waits for a GPU.
     """
 
     cu_seqlens: Tensor
     max_seqlen: int
+    tokens: int
 
     @classmethod
     def of(cls, lengths: Tensor, device: torch.device) -> Layout:
         """From the sequences' token counts, int64 (B) on the CPU."""
         cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
         longest = int(lengths.max()) if len(lengths) else 0
-        return cls(cu_seqlens.to(device, non_blocking=True), longest)
+        return cls(to_device(cu_seqlens, device), longest, int(cu_seqlens[-1]))
 
     @property
     def sequences(self) -> int:
@@ -47,13 +56,13 @@ class Layout:
     @cached_property
     def sequence_of(self) -> Tensor:
         """The sequence that each token belongs to, int64 (T)."""
-        return torch.repeat_interleave(self.lengths)
+        return torch.repeat_interleave(self.lengths, output_size=self.tokens)
 
     @cached_property
     def positions(self) -> Tensor:
         """Position of each token in its own sequence, from 0, int64 (T)."""
         starts = self.cu_seqlens[:-1].long()
-        return torch.arange(len(self.sequence_of), device=starts.device) - starts[self.sequence_of]
+        return torch.arange(self.tokens, device=starts.device) - starts[self.sequence_of]
 
     @cached_property
     def padded_rows(self) -> Tensor:
@@ -63,7 +72,7 @@ class Layout:
     @cached_property
     def padding(self) -> Tensor | None:
         """Additive mask (B, 1, 1, max_seqlen), −inf on padding; None when there is none."""
-        if len(self.sequence_of) == self.sequences * self.max_seqlen:
+        if self.tokens == self.sequences * self.max_seqlen:
             return None
         column = torch.arange(self.max_seqlen, device=self.lengths.device)
         hidden = column >= self.lengths[:, None]
@@ -86,14 +95,53 @@ def alibi_slopes(heads: int) -> list[float]:
     return power_of_two(below) + power_of_two(2 * below)[::2][: heads - below]
 
 
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embeddings (Su et al. 2021), base 10⁴: float32 (max_seqlen, d/2) each."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, layout: Layout, width: int) -> Rotary:
+        """For heads of `width` values."""
+        device = layout.cu_seqlens.device
+        frequency = 1.0 / (10_000 ** (torch.arange(0, width, 2, device=device).float() / width))
+        angle = torch.outer(torch.arange(layout.max_seqlen, device=device).float(), frequency)
+        return cls(angle.cos(), angle.sin())
+
+    @cached_property
+    def half(self) -> tuple[Tensor, Tensor]:
+        """Both in float16, whose step at 1 is the queries' own, and finer than bfloat16's."""
+        return self.cos.half(), self.sin.half()
+
+    def rotate(self, x: Tensor, layout: Layout) -> Tensor:
+        """Rotate (T, H, d) queries or keys by their positions, in their own dtype."""
+        cos, sin = (t[layout.positions, None].to(x.dtype) for t in (self.cos, self.sin))
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+Positions = Rotary | Tensor | None
+"""How attention knows positions: rotated, by ALiBi's slopes (float32 (H)), or not at all."""
+
+
 def _bias(slopes: Tensor, length: int, dtype: torch.dtype) -> Tensor:
     at = torch.arange(length, device=slopes.device)
     distance = (at[:, None] - at).abs()
     return (-slopes[:, None, None] * distance).to(dtype)[None]
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | None) -> Tensor:
-    """Masked SDPA, padded inside attention alone: any device, any dtype, ALiBi or not."""
+def _rotated(q: Tensor, k: Tensor, layout: Layout, positions: Positions) -> tuple[Tensor, Tensor]:
+    if not isinstance(positions, Rotary):
+        return q, k
+    return positions.rotate(q, layout), positions.rotate(k, layout)
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
+    """Masked SDPA, padded inside attention alone: any device, any dtype, any positions."""
+    q, k = _rotated(q, k, layout, positions)
+    slopes = positions if isinstance(positions, Tensor) else None
     heads, width = q.shape[1:]
     shape = (layout.sequences, layout.max_seqlen, heads, width)
 
@@ -115,33 +163,46 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | No
     return out.transpose(1, 2).reshape(-1, heads, width)[layout.padded_rows]
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | None) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
     """torch's packed flash attention: CUDA, fp16 or bf16, no bias."""
     from torch.nn.attention.varlen import varlen_attn
 
+    q, k = _rotated(q, k, layout, positions)
     cu, longest = layout.cu_seqlens, layout.max_seqlen
     out = varlen_attn(q, k, v, cu, cu, longest, longest)
     assert isinstance(out, Tensor)  # a tuple only when the log-sum-exp is asked for
     return out
 
 
-BACKENDS = {"padded": _padded, "varlen": _varlen}
+def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
+    """Our kernel: CUDA, fp16 or bf16, made for many short sequences."""
+    from virnucpro_core.models.kernels import attention
+
+    rope = positions.half if isinstance(positions, Rotary) else None
+    slopes = positions if isinstance(positions, Tensor) else None
+    return attention(q, k, v, layout.cu_seqlens, layout.max_seqlen, rope, slopes)
 
 
-def backend(q: Tensor, slopes: Tensor | None) -> str:
+BACKENDS = {"padded": _padded, "varlen": _varlen, "triton": _triton}
+
+
+def backend(q: Tensor, positions: Positions) -> str:
     """The backend for these tensors; the environment's VIRNUCPRO_ATTENTION overrules."""
     forced = os.environ.get("VIRNUCPRO_ATTENTION")
     if forced:
         return forced
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return "varlen" if q.is_cuda and half and slopes is None else "padded"
+    if fused(q) and positions is not None and q.shape[2] <= 128:
+        return "triton"
+    biased = isinstance(positions, Tensor)
+    return "varlen" if q.is_cuda and q.dtype in HALF and not biased else "padded"
 
 
 def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, slopes: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions = None
 ) -> Tensor:
-    """softmax(q·kᵀ/√d [− slope·|i − j|])·v inside each sequence, with no look at its neighbours.
+    """softmax(q·kᵀ/√d)·v inside each sequence, with no look at its neighbours: (T, H, d).
 
-    q, k, v: (T, H, d), one dtype. slopes: float (H), ALiBi's. Returns (T, H, d).
+    q, k, v: (T, H, d), one dtype. Rotary positions rotate q and k first, ALiBi's slopes take
+    slope·|i − j| off the scores.
     """
-    return BACKENDS[backend(q, slopes)](q, k, v, layout, slopes)
+    return BACKENDS[backend(q, positions)](q, k, v, layout, positions)

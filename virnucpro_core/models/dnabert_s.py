@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
@@ -23,8 +22,8 @@ from virnucpro_core.models.encoder import (
     folder_weights,
     load_into,
     renamed,
-    segment_mean,
 )
+from virnucpro_core.models.ops import Residual, gated_gelu, segment_mean
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens
 
 
@@ -43,10 +42,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, slopes: Tensor) -> Tensor:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-        x = self.attention_norm(x + self.out(varlen_attention(q, k, v, layout, slopes).flatten(1)))
-        gate, value = self.gated(x).chunk(2, dim=-1)
-        normed: Tensor = self.ffn_norm(x + self.down(F.gelu(gate) * value))
-        return normed
+        stream = Residual(x)
+        stream.add(varlen_attention(q, k, v, layout, slopes).flatten(1), self.out)
+        stream = Residual(stream.normed(self.attention_norm))
+        stream.add(gated_gelu(self.gated(stream.x)), self.down)
+        return stream.normed(self.ffn_norm)
 
 
 class DNABERTS(Encoder):
@@ -85,7 +85,7 @@ class DNABERTS(Encoder):
         return x
 
     def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
-        return segment_mean(hidden, layout.lengths)
+        return segment_mean(hidden, layout.cu_seqlens[:-1], layout.lengths)
 
 
 NAMES = {

@@ -1,4 +1,4 @@
-"""What both encoders share: embedding a list of sequences, and reading their files."""
+"""What the two encoders share: pooled embeddings of a list of sequences, and their files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,23 @@ from torch import Tensor, nn
 
 from virnucpro_core.embedding.packing import plan
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.models.attention import Layout
+from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.sequences.tokens import Tokens
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+GEMM_ROWS = 128
+"""Tokens of a batch on a GPU come in multiples of this: GEMMs are slower on ragged ones."""
+
+
+def _filled(tokens: Tokens) -> Tokens:
+    """The batch with sequences of the token 0 at its end, none longer than those it has."""
+    missing = -len(tokens.ids) % GEMM_ROWS
+    longest = int(tokens.lengths.max())
+    filler = [min(longest, missing - at) for at in range(0, missing, longest)]
+    lengths = np.concatenate((tokens.lengths, np.asarray(filler, np.int64)))
+    return Tokens(np.pad(tokens.ids, (0, missing)), lengths)
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -60,8 +73,16 @@ class Encoder(nn.Module, ABC):
     @torch.inference_mode()
     def embed_tokens_packed(self, tokens: Tokens) -> Tensor:
         """Pooled embeddings, float32 (B, dim) on the module's device, of one packed batch."""
+        count = len(tokens.lengths)
+        if self.device.type != "cuda":
+            return self._pooled(tokens)
+        # kernels launch on the current device, whatever their tensors lie on
+        with torch.cuda.device(self.device):
+            return self._pooled(_filled(tokens))[:count]
+
+    def _pooled(self, tokens: Tokens) -> Tensor:
         layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
-        ids = torch.from_numpy(tokens.ids).to(self.device, non_blocking=True)
+        ids = to_device(torch.from_numpy(tokens.ids), self.device)
         return self.pool(self(ids, layout), layout)
 
     def embed(
@@ -88,16 +109,6 @@ class Encoder(nn.Module, ABC):
             tokens = self.tokenize([sequences[row] for row in rows])
             result[rows] = self.embed_tokens_packed(tokens).cpu().numpy()
         return result
-
-
-def segment_mean(rows: Tensor, lengths: Tensor) -> Tensor:
-    """Mean of consecutive runs of rows: (T, D) and int64 (B) → float32 (B, D); 0 for an empty run.
-
-    A run is added up in float32 in one fixed order, so that the mean is the same at every run.
-    """
-    return torch.segment_reduce(
-        rows.float(), "mean", lengths=lengths, axis=0, unsafe=True, initial=0.0
-    )
 
 
 def folder_config(folder: Path) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.attention import Layout, varlen_attention
+from virnucpro_core.models.attention import Layout, Rotary, varlen_attention
 from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
 from virnucpro_core.models.encoder import (
     Encoder,
@@ -21,8 +20,8 @@ from virnucpro_core.models.encoder import (
     folder_weights,
     load_into,
     renamed,
-    segment_mean,
 )
+from virnucpro_core.models.ops import Float8Linear, Linear, Residual, fused, segment_mean
 from virnucpro_core.models.pickles import Inert
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK, Tokens, esm_tokens
 
@@ -33,20 +32,6 @@ MASK_RATIO_TRAIN = 0.15 * 0.8
 """Share of mask tokens that ESM-2 was trained with; token_dropout rescales by it."""
 
 
-def rotary(layout: Layout, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, 1, width) of rotary position embeddings (Su et al. 2021), base 10⁴."""
-    device = layout.positions.device
-    frequency = 1.0 / (10_000 ** (torch.arange(0, width, 2, device=device).float() / width))
-    angle = torch.outer(layout.positions.float(), frequency).repeat(1, 2)[:, None]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (T, H, d) queries or keys by their positions."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 class Layer(nn.Module):
     """Pre-norm transformer layer; query, key and value come out of one GEMM."""
 
@@ -54,19 +39,17 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv: Linear = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, 4 * dim)
-        self.down = nn.Linear(4 * dim, dim)
+        self.up: Linear = nn.Linear(dim, 4 * dim)
+        self.down: Linear = nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x)).view(len(x), 3, self.heads, -1)
-        q, k, v = qkv.unbind(1)
-        attended = varlen_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, layout)
-        x = x + self.out(attended.flatten(1))
-        x = x + self.down(F.gelu(self.up(self.ffn_norm(x))))
-        return x
+    def forward(self, stream: Residual, layout: Layout, rotary: Rotary) -> None:
+        qkv = stream.through(self.attention_norm, self.qkv)
+        q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
+        stream.add(varlen_attention(q, k, v, layout, rotary).flatten(1), self.out)
+        stream.add(stream.through_gelu(self.ffn_norm, self.up), self.down)
 
 
 class ESM2(Encoder):
@@ -92,24 +75,36 @@ class ESM2(Encoder):
         if not self.token_dropout:
             return x
         masked = ids == ESM_MASK
-        share = segment_mean(masked[:, None], layout.lengths)
+        share = segment_mean(masked[:, None], layout.cu_seqlens[:-1], layout.lengths)
         scale = (1 - MASK_RATIO_TRAIN) / (1 - share)
-        return x.masked_fill(masked[:, None], 0.0) * scale[layout.sequence_of].to(x.dtype)
+        scale = scale[layout.sequence_of].masked_fill(masked[:, None], 0.0)
+        return x.mul_(scale.to(x.dtype)) if fused(x) else x * scale.to(x.dtype)
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
-        x = self._embedded(ids, layout)
-        cos, sin = rotary(layout, self.width, x.dtype)
+        stream = Residual(self._embedded(ids, layout))
+        rotary = Rotary.of(layout, self.width)
         for layer in self.layers:
-            x = layer(x, layout, cos, sin)
-        normed: Tensor = self.norm(x)
-        return normed
+            layer(stream, layout, rotary)
+        return stream.normed(self.norm)
 
     def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
-        residues = layout.lengths - 2
-        at = layout.positions
-        last = residues.clamp(max=MAX_POOLED_RESIDUES)
-        kept = (at >= 1) & (at <= last[layout.sequence_of])
-        return segment_mean(hidden[kept], last)
+        residues = (layout.lengths - 2).clamp(max=MAX_POOLED_RESIDUES)
+        return segment_mean(hidden, layout.cu_seqlens[:-1] + 1, residues)
+
+    def to_fp8(self) -> ESM2:
+        """Quantize to e4m3, in place, all but the attention's output: it is sensitive, and small.
+
+        The rest is to be in bfloat16, on a GPU with such tensor cores.
+        """
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            for name, norm in (
+                ("qkv", layer.attention_norm),
+                ("up", layer.ffn_norm),
+                ("down", None),
+            ):
+                setattr(layer, name, Float8Linear(getattr(layer, name), norm))
+        return self
 
 
 _FAIR_ESM = {

@@ -1,0 +1,342 @@
+"""`virnucpro benchmark`: how near the encoders come to what this machine's matrix units allow.
+
+The yardstick is the *GEMM chain*: the four GEMMs of every layer, same weights, shapes, dtype and
+biases, back to back on random data with nothing between. Chain and model are timed in turn, in one
+run: GEMMs timed alone on a cool GPU look faster than they are in any model. All weights are random,
+of the published sizes on a GPU and small on a CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from virnucpro_core.embedding.packing import plan
+from virnucpro_core.models.dnabert_s import DNABERTS
+from virnucpro_core.models.encoder import Encoder
+from virnucpro_core.models.esm2 import ESM2
+from virnucpro_core.peers import PEERS
+from virnucpro_core.sequences.tokens import Tokens
+
+logger = logging.getLogger("virnucpro.benchmark")
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure, and the bar that it has to reach, or with `at_most` stay under."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+    at_most: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.bar is None:
+            return ""
+        return "pass" if (self.value <= self.bar) == self.at_most else "FAIL"
+
+    def __str__(self) -> str:
+        bar = "" if self.bar is None else f"{'<=' if self.at_most else '>='} {self.bar:g}"
+        return f"{self.name:<58} {self.value:>10.4g} {self.unit:<9} {bar:<9} {self.verdict}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the two encoders, tokens a batch, and how often each run is timed."""
+
+    esm2: tuple[int, int, int]
+    dnabert_s: tuple[int, int, int, int, int]
+    tokens: int
+    repeats: int
+
+
+PUBLISHED = Size((36, 2560, 40), (4096, 12, 768, 12, 3072), 32_768, 7)
+SMALL = Size((2, 64, 4), (64, 2, 48, 4, 96), 2048, 3)
+ESM2_GEMMS = ("qkv", "out", "up", "down")
+DNABERT_GEMMS = ("qkv", "out", "gated", "down")
+MIXES = {"166": (166, 166), "50": (50, 50), "30–166": (30, 166), "1022": (1022, 1022)}
+"""Shortest and longest proteins of a batch, in residues, drawn evenly between."""
+BASES_A_TOKEN = 5
+"""Bases that one of DNABERT-S's byte pairs stands for, about."""
+
+
+def build(make: Callable[[], Encoder], device: torch.device, dtype: torch.dtype) -> Any:
+    """An encoder with random weights, made on the device, under which activations stay near 1."""
+    with torch.device("meta"):
+        module = make()
+    module = module.to(dtype).to_empty(device=device).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 2:
+            std = 1.0 if "embedding" in name else parameter.shape[1] ** -0.5
+            parameter.data.normal_(0, std, generator=generator)
+        elif "norm" in name and name.endswith("weight"):
+            parameter.data.fill_(1)
+        else:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return module
+
+
+def add_outliers(model: ESM2) -> None:
+    """Make random weights as unkind as published ones, by what is known of trained transformers.
+
+    One dimension in 320 of the residual stream is massive from the embedding on and grows with
+    every layer, to a hundred times the others, while the norms' weights there are small; attention
+    is peaked, with logits of a standard deviation of about 3; one hidden unit in a hundred of each
+    feed-forward is six times as loud as the others.
+    """
+    wild = slice(0, None, 320)
+    model.embedding.weight.data[:, wild] += 20
+    model.norm.weight.data[wild] = 0.05
+    layer: Any
+    for layer in model.layers:
+        layer.down.bias.data[wild] += 3
+        layer.attention_norm.weight.data[wild] = layer.ffn_norm.weight.data[wild] = 0.05
+        layer.qkv.weight.data[: 2 * model.dim] *= 1.7
+        layer.up.weight.data[::100] *= 6
+
+
+def timed(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
+    """Median seconds of each run, timed in turn after one round unseen."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    gpu = torch.cuda.is_available()
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            if gpu:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if gpu:
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(all_[1:]) for name, all_ in seconds.items()}
+
+
+def chain(model: Encoder, gemms: Sequence[str], tokens: int) -> Run:
+    """The GEMMs of every layer back to back, on random rows."""
+    linears: list[nn.Linear] = [
+        getattr(layer, name) for layer in model.get_submodule("layers").children() for name in gemms
+    ]
+    widths = {linear.in_features for linear in linears}
+    rows = {n: torch.randn(tokens, n, device=model.device).to(model.dtype) for n in widths}
+
+    def run() -> None:
+        for linear in linears:
+            linear(rows[linear.in_features])
+
+    return run
+
+
+def batches(lengths: Sequence[int], budget: int, letters: int) -> list[Tokens]:
+    """Random tokens in packed batches, full ones only, of sequences of these many tokens."""
+    rng = np.random.default_rng(0)
+    planned = plan(np.asarray(lengths), budget)
+    return [
+        Tokens(rng.integers(4, letters, int(part.sum())), part)
+        for part in (np.asarray(lengths)[rows] for rows in (planned[:-1] or planned))
+    ]
+
+
+def protein_batches(size: Size, shortest: int, longest: int, count: int) -> list[Tokens]:
+    """About `count` full batches of proteins."""
+    rng = np.random.default_rng(1)
+    mean = (shortest + longest) / 2 + 2
+    number = max(2, int((count + 0.5) * size.tokens / mean))
+    return batches((rng.integers(shortest, longest + 1, number) + 2).tolist(), size.tokens, 24)
+
+
+def through(model: Encoder, work: Sequence[Tokens]) -> Run:
+    """Embed batches, one after another."""
+
+    def run() -> None:
+        for tokens in work:
+            model.embed_tokens_packed(tokens)
+
+    return run
+
+
+def tokens_in(work: Sequence[Tokens]) -> int:
+    return sum(len(tokens.ids) for tokens in work)
+
+
+def speed(
+    name: str, model: Encoder, work: Sequence[Tokens], against: Run, size: Size, bar: float | None
+) -> Iterator[Line]:
+    """Tokens/s of a model and of a GEMM chain of `size.tokens`, and their ratio."""
+    seconds = timed({"chain": against, "model": through(model, work)}, size.repeats)
+    ceiling = size.tokens / seconds["chain"]
+    reached = tokens_in(work) / seconds["model"]
+    yield Line(f"{name}: GEMM chain", ceiling, "tokens/s")
+    yield Line(f"{name}: model", reached, "tokens/s")
+    yield Line(f"{name}: share of the chain", reached / ceiling, "", bar)
+
+
+def esm2_speed(size: Size, device: torch.device) -> Iterator[Line]:
+    """ESM-2 against its GEMM chain in every half precision and length mix, then in fp8."""
+    for precision, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        model: ESM2 = build(lambda: ESM2(*size.esm2), device, dtype)
+        against = chain(model, ESM2_GEMMS, size.tokens)
+        for mix, (shortest, longest) in MIXES.items():
+            work = protein_batches(size, shortest, longest, 1 if shortest == longest else 3)
+            bar = 0.93 if mix in ("166", "50") and device.type == "cuda" else None
+            yield from speed(f"ESM-2 {precision}, {mix} residues", model, work, against, size, bar)
+    if has_fp8(device):
+        work = protein_batches(size, 166, 166, 1)
+        quantized = build(lambda: ESM2(*size.esm2), device, dtype).to_fp8()
+        yield from speed("ESM-2 fp8 to bf16's chain", quantized, work, against, size, 1.35)
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies e4m3."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def dnabert_s_share(size: Size, device: torch.device) -> Iterator[Line]:
+    """DNABERT-S against its GEMM chain, and its share of both encoders on windows of 500 bases."""
+    dtype = torch.bfloat16
+    proteins = protein_batches(size, 166, 166, 1)
+    frames = sum(len(tokens.lengths) for tokens in proteins)
+    bases = batches([500 // BASES_A_TOKEN + 2] * frames, size.tokens, size.dnabert_s[0])
+    model = build(lambda: DNABERTS(*size.dnabert_s), device, dtype)
+    esm2 = build(lambda: ESM2(*size.esm2), device, dtype)
+    runs = {
+        "chain": chain(model, DNABERT_GEMMS, tokens_in(bases)),
+        "dnabert": through(model, bases),
+        "esm2": through(esm2, proteins),
+    }
+    seconds = timed(runs, size.repeats)
+    gpu = device.type == "cuda"
+    share = seconds["dnabert"] / (seconds["dnabert"] + seconds["esm2"])
+    yield Line("DNABERT-S bf16: model", tokens_in(bases) / seconds["dnabert"], "tokens/s")
+    reached = seconds["chain"] / seconds["dnabert"]
+    yield Line("DNABERT-S bf16: share of its chain", reached, "", 0.5 if gpu else None)
+    yield Line("DNABERT-S: share of both encoders' time", share, "", 0.08 if gpu else None, True)
+    yield Line(
+        "both encoders, windows of 500", frames / sum(list(seconds.values())[1:]), "frames/s"
+    )
+
+
+def accuracy(size: Size, device: torch.device) -> Iterator[Line]:
+    """Mean embeddings of every precision against float32, on weights with outliers.
+
+    The relative difference is to what tells the proteins apart: to embeddings less their mean.
+    """
+    proteins = protein_batches(size, 30, 166, 1)[0]
+    ends = np.cumsum(proteins.lengths)
+    kept = range(0, len(ends), max(1, len(ends) // 64))
+    parts = [proteins.ids[ends[n] - proteins.lengths[n] : ends[n]] for n in kept]
+    tokens = Tokens(np.concatenate(parts), proteins.lengths[kept])
+    full: ESM2 = build(lambda: ESM2(*size.esm2), device, torch.float32)
+    add_outliers(full)
+    expected = full.embed_tokens_packed(tokens)
+    for name in ("fp16", "bf16", "fp8") if has_fp8(device) else ("fp16", "bf16"):
+        model = copy.deepcopy(full).to(torch.float16 if name == "fp16" else torch.bfloat16)
+        found = (model.to_fp8() if name == "fp8" else model).embed_tokens_packed(tokens)
+        relative = (found - expected).norm() / (expected - expected.mean(0)).norm()
+        cosine = torch.nn.functional.cosine_similarity(found, expected).min()
+        yield Line(f"ESM-2 {name} to fp32: relative difference", float(relative), "")
+        bar = None if name == "fp8" else 0.999
+        yield Line(f"ESM-2 {name} to fp32: least cosine", float(cosine), "", bar)
+
+
+@torch.inference_mode()
+def peers(size: Size, device: torch.device) -> Iterator[Line]:
+    """Our bf16 against every peer that is installed, each at its best batch of 166 residues."""
+    length = 166 + 2
+    gpu = device.type == "cuda"
+    ours = build(lambda: ESM2(*size.esm2), device, torch.bfloat16)
+    work = protein_batches(size, 166, 166, 1)
+    for peer in PEERS:
+        best, factor = 0.0, 0.0
+        for budget in peer.budgets if gpu else (1024,):
+            ids = torch.randint(4, 24, (budget // length, length), device=device)
+            try:
+                runs = {"ours": through(ours, work), "peer": peer.make(size.esm2, ids)}
+                seconds = timed(runs, max(2, size.repeats // 2))
+            except Exception as error:  # whatever is wrong with it, ours can still be timed
+                logger.warning("%s is left out: %s", peer.name, error)
+                break
+            rate = ids.numel() / seconds["peer"]
+            if rate > best:
+                best, factor = rate, tokens_in(work) / seconds["ours"] / rate
+        if best:
+            yield Line(peer.name, best, "tokens/s")
+            yield Line(f"ours in bf16 to {peer.name}", factor, "times", peer.bar if gpu else None)
+
+
+SECTIONS: dict[str, Callable[[Size, torch.device], Iterator[Line]]] = {
+    "esm2": esm2_speed,
+    "dnabert_s": dnabert_s_share,
+    "accuracy": accuracy,
+    "peers": peers,
+}
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures were taken on."""
+    about = {"device": platform.processor() or platform.machine(), "cpus": str(os.cpu_count())}
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        about = {
+            "device": torch.cuda.get_device_name(device),
+            "driver": driver[0] if driver else "unknown",
+            "cuda": str(torch.version.cuda),
+        }
+    for package in ("torch", "triton", "transformers", "fair-esm", "esm-efficient", "virnucpro"):
+        try:
+            about[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            about[package] = "not installed"
+    return {**about, "python": platform.python_version()}
+
+
+def benchmark(
+    output: Path | None = None,
+    *,
+    device: torch.device | None = None,
+    size: Size | None = None,
+    sections: Sequence[str] = tuple(SECTIONS),
+    show: Callable[[str], object] = print,
+) -> list[Line]:
+    """Run the sections, show each line as it is known, and write all of them as JSON.
+
+    device defaults to the GPU if there is one, size to the published sizes on a GPU and small ones
+    on a CPU. A line whose bar is missed says FAIL.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = size or (PUBLISHED if device.type == "cuda" else SMALL)
+    about = machine(device)
+    show(", ".join(f"{key} {value}" for key, value in about.items()))
+    lines = []
+    for section in sections:
+        with torch.inference_mode():
+            for line in SECTIONS[section](size, device):
+                show(str(line))
+                lines.append(line)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if output is not None:
+        rows = [{**asdict(line), "verdict": line.verdict} for line in lines]
+        record = {"machine": about, "size": asdict(size), "lines": rows}
+        output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return lines

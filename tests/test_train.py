@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import virnucpro_core as vnp
+from virnucpro_core.augment import Batches, Composition, varied_frames
 from virnucpro_core.heldout import PARTS, Labelled, accession, evaluate, part_of, roc_auc
 from virnucpro_core.models.store import resolve_model, verify
+from virnucpro_core.sequences.tokens import NucleotideTokenizer
 from virnucpro_core.train import Recipe, train
 
 SMALL = Recipe(
-    layers=1, dim=16, heads=2, hidden=8, vocabulary=64, warmup_steps=2, steps=30, batch=32,
-    learning_rate=1e-2, average=0.8,
+    layers=1, dim=16, heads=2, hidden=8, vocabulary=64, warmup_steps=2, steps=30, warmup_batch=32,
+    batch=32, learning_rate=1e-2, average=0.8, components=8,
 )  # fmt: skip
 ENDS = {"virus": "AT", "other": "GC"}
 """Third bases of the codons: nothing else tells the made-up viruses from the others."""
@@ -64,6 +67,46 @@ def test_the_same_seed_trains_the_same_model(fastas: dict[str, Path], tmp_path: 
         run(fastas, tmp_path / name, seed=seed)
         weights.append(resolve_model(name, tmp_path).weights)
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_composition_counts_the_words_of_each_text_alone() -> None:
+    texts = ["ACGTACG", "CCCNCC", "AC", "GATTACA"]
+    words = Composition(b"ACGT", 3, texts, 2)
+    share = np.zeros((4, 64))
+    for row, text in enumerate(texts):
+        kinds = [text[i : i + 3] for i in range(len(text) - 2)]
+        for kind in (k for k in kinds if "N" not in k):
+            share[row, int("".join(str("ACGT".index(b)) for b in kind), 4)] += 1
+    share /= np.maximum(1, share.sum(1, keepdims=True))
+    np.testing.assert_allclose(words.mean, np.sqrt(share).mean(0), rtol=1e-6)
+    components = words(texts)
+    assert components.shape == (4, 2)
+    np.testing.assert_allclose((components**2).mean(0), 1, rtol=1e-4)
+    # a text's components do not depend on what it is counted with
+    np.testing.assert_allclose(words(texts[3:]), components[3:], rtol=1e-5, atol=1e-6)
+
+
+def test_batches_are_the_same_whether_made_here_or_by_processes(fastas: dict[str, Path]) -> None:
+    sample = Labelled.read([fastas["virus"]], [fastas["other"]])
+    rng = np.random.default_rng(0)
+    frames = varied_frames(sample, 300, rng)
+    words = (
+        Composition(b"ACGT", 2, frames.nucleotide, 4),
+        Composition(b"GAV", 1, frames.protein, 2),
+    )
+    tokenize = NucleotideTokenizer(resolve_model("mini").nucleotide / "tokenizer.json")
+    batches = Batches(sample, 300, tokenize, words, 16, 0.05, 0.1, (0, 1))
+    number = 2 * len(batches.epoch(0))  # so that they come out of several epochs
+    made = []
+    for workers in (0, 2):
+        with closing(batches.stream(workers)) as source:
+            made.append([next(source) for _ in range(number)])
+    for one, other in zip(*made, strict=True):
+        for mine, theirs in zip(one[:3], other[:3], strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(one.viral, other.viral)
+        np.testing.assert_array_equal(one.weight, other.weight)
 
 
 def test_training_refuses_data_that_leave_a_part_without_one_class(tmp_path: Path) -> None:

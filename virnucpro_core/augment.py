@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Generator, Iterator, Sequence
+import multiprocessing
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -30,10 +33,9 @@ from virnucpro_core.sequences.tokens import (
 
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 _MASK = SPECIAL_TOKENS.index("[MASK]")
-_BASES = np.frombuffer(b"ACGT", np.uint8)
-_RESIDUES = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
+BASES, RESIDUES = b"ACGT", b"ACDEFGHIKLMNPQRSTVWY"
 
-T = TypeVar("T")
+Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
 
 
@@ -89,96 +91,134 @@ def varied_frames(sample: Labelled, window: int, rng: np.random.Generator) -> Fr
     return Frames(nucleotide, protein, sample.is_viral(contigs))
 
 
+class Composition:
+    """What a text is made of: leading principal components of the counts of its k-letter words.
+
+    Most of what tells viruses from bacteria in short sequences is in their words (hexamers and
+    dipeptides), and whatever can be counted can be learned without labels.
+    """
+
+    def __init__(self, letters: bytes, k: int, texts: Sequence[str], components: int) -> None:
+        self.code = np.full(256, -(len(letters) ** k), np.int64)
+        self.code[list(letters)] = np.arange(len(letters))
+        self.k, self.size = k, len(letters)
+        roots = self._roots(texts)
+        self.mean = roots.mean(0)
+        spread = roots.std(0) + 1e-3
+        scaled = torch.from_numpy((roots - self.mean) / spread)
+        _, values, axes = torch.svd_lowrank(scaled, min(components, *scaled.shape), niter=2)
+        # to unit variance; an axis that the texts do not vary along stays at 0
+        unit = len(texts) ** 0.5 / values.where(values > 1e-3 * values[0], torch.inf)
+        self.axes = (axes * unit).numpy() / spread[:, None]
+
+    def _roots(self, texts: Sequence[str]) -> Float32Array:
+        """Square roots of the words' shares: float32 (N, words)."""
+        codes = self.code[np.frombuffer(" ".join([*texts, ""]).encode(), np.uint8)]
+        words = np.zeros(max(0, len(codes) - self.k + 1), np.int64)
+        for i in range(self.k):
+            words = words * self.size + codes[i : i + len(words)]
+        kinds = self.size**self.k
+        row = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])[: len(words)]
+        known = words >= 0
+        counts = np.bincount(row[known] * kinds + words[known], minlength=len(texts) * kinds)
+        counts = counts.reshape(-1, kinds)
+        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+        roots: Float32Array = np.sqrt(shares).astype(np.float32)
+        return roots
+
+    def __call__(self, texts: Sequence[str]) -> Float32Array:
+        """Components of the texts, of unit variance where they were learned: float32 (N, C)."""
+        components: Float32Array = (self._roots(texts) - self.mean) @ self.axes
+        return components
+
+
 def _noisy(
-    texts: Sequence[str], letters: NDArray[np.uint8], share: float, rng: np.random.Generator
+    texts: Sequence[str], letters: bytes, share: float, rng: np.random.Generator
 ) -> list[str]:
     """Replace up to twice `share` of each text's letters by random ones."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     joined = np.frombuffer("".join(texts).encode(), np.uint8).copy()
     rate = np.repeat(rng.uniform(0, 2 * share, len(texts)), lengths)
     hit = rng.random(len(joined)) < rate
-    joined[hit] = rng.choice(letters, int(hit.sum()))
+    joined[hit] = rng.choice(np.frombuffer(letters, np.uint8), int(hit.sum()))
     whole = joined.tobytes().decode()
     return [whole[end - n : end] for n, end in zip(lengths, np.cumsum(lengths), strict=True)]
 
 
 def _masked(
     tokens: Tokens, special: Sequence[int], mask: int, share: float, rng: np.random.Generator
-) -> tuple[Tokens, Int64Array]:
-    """Hide up to twice `share` of each sequence's tokens; also the true ids, −1 where seen."""
+) -> Tokens:
+    """Hide up to twice `share` of each sequence's tokens."""
     rate = np.repeat(rng.uniform(0, 2 * share, len(tokens.lengths)), tokens.lengths)
     hide = (rng.random(len(tokens.ids)) < rate) & ~np.isin(tokens.ids, special)
-    hidden = Tokens(np.where(hide, mask, tokens.ids), tokens.lengths)
-    return hidden, np.where(hide, tokens.ids, -1)
+    return Tokens(np.where(hide, mask, tokens.ids), tokens.lengths)
 
 
 class Batch(NamedTuple):
-    """Frames as the encoders take them: tokens, and the true ids of the hidden ones (else −1).
+    """Frames as the encoders take them, and the composition of their texts, float32 (B, C).
 
     viral: labels, int64 (B). weight: float32 (B), such that both classes count the same.
     """
 
     nucleotide: Tokens
-    nucleotide_truth: Int64Array
     protein: Tokens
-    protein_truth: Int64Array
+    composition: tuple[Float32Array, Float32Array]
     viral: Int64Array
-    weight: NDArray[np.float32]
+    weight: Float32Array
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What batches of `batch` frames are made of; `noise` and `mask` are mean shares."""
+    """What batches of `batch` frames are made of; `noise` and `mask` are mean shares.
+
+    The seed and an epoch's number determine its batches.
+    """
 
     sample: Labelled
     window: int
     tokenize: NucleotideTokenizer
+    words: tuple[Composition, Composition]
     batch: int
     noise: float
     mask: float
+    seed: tuple[int, ...]
 
-    def stream(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """Batches without end, epoch after epoch of `varied_frames`."""
-        while True:
-            frames = varied_frames(self.sample, self.window, rng)
-            order = rng.permutation(len(frames.viral))
-            viral = frames.viral.astype(np.int64)
-            balance = len(viral) / 2 / np.maximum(np.bincount(viral, minlength=2), 1)
-            for at in range(0, max(1, len(order) - self.batch + 1), self.batch):
-                rows = order[at : at + self.batch]
-                bases = _noisy([frames.nucleotide[i] for i in rows], _BASES, self.noise, rng)
-                residues = _noisy([frames.protein[i] for i in rows], _RESIDUES, self.noise, rng)
-                special = range(len(SPECIAL_TOKENS))
-                yield Batch(
-                    *_masked(self.tokenize(bases), special, _MASK, self.mask, rng),
-                    *_masked(esm_tokens(residues), (ESM_BOS, ESM_EOS), ESM_MASK, self.mask, rng),
+    def epoch(self, number: int) -> list[Batch]:
+        """Batches of one set of `varied_frames`."""
+        rng = np.random.default_rng([*self.seed, number])
+        frames = varied_frames(self.sample, self.window, rng)
+        order = rng.permutation(len(frames.viral))
+        viral = frames.viral.astype(np.int64)
+        weight = len(viral) / 2 / np.maximum(np.bincount(viral, minlength=2), 1)
+        special = range(len(SPECIAL_TOKENS))
+        result = []
+        for at in range(0, max(1, len(order) - self.batch + 1), self.batch):
+            rows = order[at : at + self.batch]
+            bases = _noisy([frames.nucleotide[i] for i in rows], BASES, self.noise, rng)
+            residues = _noisy([frames.protein[i] for i in rows], RESIDUES, self.noise, rng)
+            result.append(
+                Batch(
+                    _masked(self.tokenize(bases), special, _MASK, self.mask, rng),
+                    _masked(esm_tokens(residues), (ESM_BOS, ESM_EOS), ESM_MASK, self.mask, rng),
+                    (self.words[0](bases), self.words[1](residues)),
                     viral[rows],
-                    balance[viral[rows]].astype(np.float32),
+                    weight[viral[rows]].astype(np.float32),
                 )
+            )
+        return result
 
-
-def ahead(items: Iterator[T], depth: int = 8) -> Generator[T, None, None]:
-    """Make the items of an endless iterator in a thread, until this one is closed."""
-    ready: queue.Queue[T | BaseException] = queue.Queue(depth)
-    closed = threading.Event()
-
-    def produce() -> None:
+    def stream(self, workers: int) -> Generator[Batch, None, None]:
+        """Batches without end: made here, or ahead by so many processes, to the same result."""
+        if not workers:
+            for number in count():
+                yield from self.epoch(number)
+        # forked, since a spawned one would import the caller's script; it leaves CUDA alone
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
         try:
-            for item in items:
-                ready.put(item)
-                if closed.is_set():
-                    return
-        except BaseException as error:
-            ready.put(error)
-
-    threading.Thread(target=produce, daemon=True).start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        closed.set()
-        while not ready.empty():
-            ready.get_nowait()
+            ready: deque[Future[list[Batch]]] = deque()
+            for number in count():
+                ready.append(pool.submit(self.epoch, number))
+                if len(ready) > workers:
+                    yield from ready.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from virnucpro_core.errors import InputError
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.encoder import Encoder
@@ -75,6 +77,19 @@ def frames_of(sample: Labelled, window: int) -> dict[str, list[Any]]:
     """Columns of the sample's stop-free frames, see `schema.FRAMES`."""
     columns: dict[str, list[Any]] = stop_free_frames(sample.contigs, window).to_pydict()
     return columns
+
+
+def usable_part(sample: Labelled, name: str, window: int) -> Labelled:
+    """A part, or InputError when it has no frame of one of the classes."""
+    part = sample.part(name)
+    for viral, kind in ((True, "viral"), (False, "other")):
+        some = Labelled([c for c in part.contigs if (c.id in part.viral) == viral], part.viral)
+        if not frames_of(some, window)["contig"]:
+            raise InputError(
+                f"the {name} part, {PARTS[name]:.0%} of the accessions, has no stop-free frame of "
+                f"{kind} contigs; give sequences of more accessions."
+            )
+    return part
 
 
 @torch.inference_mode()
@@ -164,6 +179,28 @@ def figures(sample: Labelled, scored: Scored) -> dict[str, Any]:
             "without_frames": int((~some).sum()),
         },
     }
+
+
+def balance(sample: Labelled, scored: Scored) -> float:
+    """What to add to the virus logit so that as many viral windows as others are called right.
+
+    A window is viral when its highest virus score reaches its highest other score; in log-odds,
+    when the middle between the greatest and the least of its frames is 0 or more.
+    """
+
+    def odds(score: Tensor) -> Tensor:
+        return torch.logit(score.double(), eps=1e-9)
+
+    calls = scored.calls
+    virus, other = (
+        torch.from_numpy(s[calls.called]) for s in (calls.score_virus, calls.score_other)
+    )
+    middle = ((odds(virus) - odds(other)) / 2).numpy()
+    truth = sample.truth[calls.contig[calls.called]]
+    at = np.sort(middle)
+    sensitivity = 1 - np.searchsorted(np.sort(middle[truth]), at) / truth.sum()
+    specificity = np.searchsorted(np.sort(middle[~truth]), at) / (~truth).sum()
+    return -float(at[np.argmin(np.abs(sensitivity - specificity))])
 
 
 def evaluate(model: Model, sample: Labelled, device: str = "cpu") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Train a small model of VirNucPro's architecture from labelled FASTA: how `mini` was made.
 
-Both encoders start from random weights. They first learn to fill in hidden tokens of all sequences
-given, labelled or not, then, with the classifier on top, to tell viral frames from others.
+Both encoders start from random weights. They first learn the composition of all sequences given,
+labelled or not, then, with the classifier on top, to tell viral frames from others.
 """
 
 from __future__ import annotations
@@ -21,17 +21,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro_core.augment import Batch, Batches, ahead, train_tokenizer, varied_frames
-from virnucpro_core.errors import InputError
+from virnucpro_core.augment import (
+    BASES,
+    RESIDUES,
+    Batch,
+    Batches,
+    Composition,
+    train_tokenizer,
+    varied_frames,
+)
 from virnucpro_core.heldout import (
     PARTS,
     Labelled,
     Scored,
+    balance,
     evaluate,
     figures,
     frame_scores,
     frames_of,
     score_windows,
+    usable_part,
 )
 from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.classifier import MLPClassifier
@@ -44,41 +53,53 @@ from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
 logger = logging.getLogger("virnucpro.train")
 
-LOOKS = 20
-"""How often the validation part is looked at."""
+LOOK = 40
+"""The validation part is looked at after so many steps."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Sizes and schedule: with data and seed, all that determines a model. Defaults made `mini`."""
 
-    layers: int = 3
-    dim: int = 128
-    heads: int = 4
+    layers: int = 4
+    dim: int = 160
+    heads: int = 5
     hidden: int = 128  # of the classifier
-    vocabulary: int = 1024
-    warmup_steps: int = 700  # with hidden tokens alone
-    steps: int = 1200  # with labels
+    vocabulary: int = 512
+    warmup_steps: int = 1056  # on composition alone
+    steps: int = 567  # with labels
+    warmup_batch: int = 192  # frames
     batch: int = 128  # frames
-    learning_rate: float = 4e-4
-    weight_decay: float = 0.3
-    mask: float = 0.15  # mean share of tokens hidden
-    noise: float = 0.02  # mean share of letters replaced at random
+    warmup_rate: float = 1e-3
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.1
+    mask: float = 0.08  # mean share of tokens hidden
+    noise: float = 0.03  # mean share of letters replaced at random
     dropout: float = 0.2  # of embeddings, before the classifier
-    mask_loss: float = 0.2  # weight of filling in, beside the labels
+    hide_nucleotide: float = 0.3  # share of frames whose protein's vector has to do alone
+    hide_protein: float = 0.15  # and the reverse
+    nucleotide_weight: float = 0.7  # of its vector, in the finished model
+    components: int = 128  # of the composition of each of nucleotides and protein
+    composition_loss: float = 0.3  # its weight beside the labels
     label_smoothing: float = 0.05
     average: float = 0.995  # decay of the running average of the weights, which is what is kept
 
 
 class Trainee(nn.Module):
-    """The three modules of a model, trained as one."""
+    """The three modules of a model, trained as one, and heads that tell the composition.
 
-    def __init__(self, recipe: Recipe, tokenizer: NucleotideTokenizer, vocabulary: int) -> None:
+    sizes: of the vocabulary, and of the compositions of nucleotides and of protein.
+    """
+
+    def __init__(self, recipe: Recipe, tokenizer: NucleotideTokenizer, *sizes: int) -> None:
         super().__init__()
         self.dropout = recipe.dropout
-        sizes = (recipe.layers, recipe.dim, recipe.heads)
-        self.nucleotide = DNABERTS(vocabulary, *sizes, 2 * recipe.dim, tokenizer=tokenizer)
-        self.protein = ESM2(*sizes)
+        self.hide = (recipe.hide_nucleotide, recipe.hide_protein)
+        vocabulary, *components = sizes
+        shape = (recipe.layers, recipe.dim, recipe.heads)
+        self.nucleotide = DNABERTS(vocabulary, *shape, 2 * recipe.dim, tokenizer=tokenizer)
+        self.protein = ESM2(*shape)
+        self.heads = nn.ModuleList(nn.Linear(recipe.dim, n) for n in components)
         self.classifier = MLPClassifier(2 * recipe.dim, recipe.hidden)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -87,39 +108,38 @@ class Trainee(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of the frames (B, 2), and the loss of filling in their hidden tokens."""
-        pooled, losses = [], []
-        for encoder, tokens, truth in (
-            (self.nucleotide, batch.nucleotide, batch.nucleotide_truth),
-            (self.protein, batch.protein, batch.protein_truth),
+        """Logits of the frames (B, 2), and the mean squared error of their composition."""
+        pooled, errors = [], []
+        for encoder, head, tokens, truth in (
+            (self.nucleotide, self.heads[0], batch.nucleotide, batch.composition[0]),
+            (self.protein, self.heads[1], batch.protein, batch.composition[1]),
         ):
             device = encoder.device
             layout = Layout.of(torch.from_numpy(tokens.lengths), device)
-            hidden = encoder(torch.from_numpy(tokens.ids).to(device), layout)
-            pooled.append(encoder.pool(hidden, layout))
-            at = torch.from_numpy(np.flatnonzero(truth >= 0)).to(device)
-            wanted = torch.from_numpy(truth[truth >= 0]).to(device)
-            # The embedding's rows double as the output layer; the sum keeps an empty batch at 0.
-            scores = F.linear(hidden[at], encoder.embedding.weight)
-            losses.append(F.cross_entropy(scores, wanted, reduction="sum") / max(1, len(wanted)))
+            vectors = encoder.pool(encoder(torch.from_numpy(tokens.ids).to(device), layout), layout)
+            pooled.append(vectors)
+            errors.append(F.mse_loss(head(vectors).float(), torch.from_numpy(truth).to(device)))
+        if self.training:  # each half has to tell without the other, in some of the frames
+            at = torch.rand(len(vectors), 1, device=device)
+            pooled[0] = pooled[0] * (at >= self.hide[0])
+            pooled[1] = pooled[1] * (at < 1 - self.hide[1])
         embedding = F.dropout(torch.cat(pooled, 1), self.dropout, self.training)
-        return self.classifier(embedding), losses[0] + losses[1]
+        return self.classifier(embedding), (errors[0] + errors[1]) / 2
 
 
 def _optimise(
     trainee: Trainee,
     source: Iterator[Batch],
-    recipe: Recipe,
     steps: int,
+    rate: float,
+    decay: float,
     loss_of: Callable[[Batch], Tensor],
     after: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """AdamW for `steps` batches, its rate rising over a twentieth of them, then falling to 0."""
+    """AdamW for `steps` batches, its rate rising over 60 of them at most, then falling to 0."""
     device = trainee.nucleotide.device.type
-    optimizer = torch.optim.AdamW(
-        trainee.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    rise = max(1, steps // 20)
+    optimizer = torch.optim.AdamW(trainee.parameters(), rate, weight_decay=decay)
+    rise = max(1, min(60, steps // 5))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min((n + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * n / max(1, steps)))
     )
@@ -160,40 +180,6 @@ class _Average:
             self.state = {key: t.detach().clone() for key, t in self.model.state_dict().items()}
 
 
-def _balance(sample: Labelled, scored: Scored) -> float:
-    """What to add to the virus logit so that as many viral windows as others are called right.
-
-    A window is viral when its highest virus score reaches its highest other score; in log-odds,
-    when the middle between the greatest and the least of its frames is 0 or more.
-    """
-
-    def odds(score: Tensor) -> Tensor:
-        return torch.logit(score.double(), eps=1e-9)
-
-    calls = scored.calls
-    virus, other = (
-        torch.from_numpy(s[calls.called]) for s in (calls.score_virus, calls.score_other)
-    )
-    middle = ((odds(virus) - odds(other)) / 2).numpy()
-    truth = sample.truth[calls.contig[calls.called]]
-    at = np.sort(middle)
-    sensitivity = 1 - np.searchsorted(np.sort(middle[truth]), at) / truth.sum()
-    specificity = np.searchsorted(np.sort(middle[~truth]), at) / (~truth).sum()
-    return -float(at[np.argmin(np.abs(sensitivity - specificity))])
-
-
-def _part(sample: Labelled, name: str, window: int) -> Labelled:
-    part = sample.part(name)
-    for viral, kind in ((True, "viral"), (False, "other")):
-        some = Labelled([c for c in part.contigs if (c.id in part.viral) == viral], part.viral)
-        if not frames_of(some, window)["contig"]:
-            raise InputError(
-                f"the {name} part, {PARTS[name]:.0%} of the accessions, has no stop-free frame of "
-                f"{kind} contigs; give sequences of more accessions."
-            )
-    return part
-
-
 def train(
     virus: Sequence[Path],
     other: Sequence[Path],
@@ -209,9 +195,9 @@ def train(
 
     Accessions are held out by `heldout.part_of`: the validation part chooses when to stop and
     balances the calls; the test part gives the figures, measured on the files as written.
-    `unlabelled` FASTA serves the filling in of hidden tokens alone. The folder's name is the
-    model's. The same seed gives the same model on one machine's CPU; on CUDA, sums in varying
-    order make small differences.
+    `unlabelled` FASTA (its training part) serves the learning of composition alone. The folder's
+    name is the model's. The same seed gives the same model on one machine's CPU; on CUDA, sums in
+    varying order make small differences.
 
     Raises InputError for bad FASTA, or when a part lacks one of the classes.
     """
@@ -220,11 +206,12 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sample = Labelled.read(virus, other)
     training, validation, test = (
-        _part(sample, name, window) for name in ("training", "validation", "test")
+        usable_part(sample, name, window) for name in ("training", "validation", "test")
     )
-    everything = Labelled([*training.contigs, *read_fasta(unlabelled)], frozenset())
+    more = Labelled(list(read_fasta(unlabelled)), frozenset()).part("training")
+    everything = Labelled([*training.contigs, *more.contigs], training.viral)
     sizes = {"training": len(training.contigs), "validation": len(validation.contigs)}
-    sizes |= {"test": len(test.contigs), "unlabelled": len(everything.contigs) - sizes["training"]}
+    sizes |= {"test": len(test.contigs), "unlabelled": len(more.contigs)}
     logger.info("contigs: %s", sizes)
 
     torch.manual_seed(seed)
@@ -233,11 +220,22 @@ def train(
     with TemporaryDirectory() as folder:
         bpe.save(f"{folder}/tokenizer.json")
         tokenize = NucleotideTokenizer(Path(folder) / "tokenizer.json")
-    trainee = Trainee(recipe, tokenize, bpe.get_vocab_size()).to(device)
-    how = (window, tokenize, recipe.batch, recipe.noise, recipe.mask)
+    frames = varied_frames(everything, window, rng)
+    some = rng.permutation(len(frames.viral))[:4000]  # as many as there are hexamers
+    words = (
+        Composition(BASES, 6, [frames.nucleotide[i] for i in some], recipe.components),
+        Composition(RESIDUES, 2, [frames.protein[i] for i in some], recipe.components),
+    )
+    sides = (kind.axes.shape[1] for kind in words)
+    trainee = Trainee(recipe, tokenize, bpe.get_vocab_size(), *sides).to(device)
+    workers = 2 if device.startswith("cuda") else 0
+    how, decay = (window, tokenize, words), recipe.weight_decay
+    varied = (recipe.noise, recipe.mask)
 
-    with closing(ahead(Batches(everything, *how).stream(rng.spawn(1)[0]))) as source:
-        _optimise(trainee, source, recipe, recipe.warmup_steps, lambda batch: trainee(batch)[1])
+    warmup = Batches(everything, *how, recipe.warmup_batch, *varied, (seed, 0))
+    with closing(warmup.stream(workers)) as source:
+        steps, rate = recipe.warmup_steps, recipe.warmup_rate
+        _optimise(trainee, source, steps, rate, decay, lambda batch: trainee(batch)[1])
 
     known = frames_of(validation, window)
     average = _Average(trainee, recipe.average)
@@ -248,24 +246,27 @@ def train(
         return score_windows(validation, window, known, scores)
 
     def loss_of(batch: Batch) -> Tensor:
-        logits, filling = trainee(batch)
+        logits, error = trainee(batch)
         viral, weight = (torch.from_numpy(a).to(device) for a in (batch.viral, batch.weight))
         loss = F.cross_entropy(
             logits, viral, reduction="none", label_smoothing=recipe.label_smoothing
         )
-        weighed: Tensor = (loss * weight).mean() + recipe.mask_loss * filling
+        weighed: Tensor = (loss * weight).mean() + recipe.composition_loss * error
         return weighed
 
     def after(step: int) -> None:
         average.update()
-        if step % max(1, recipe.steps // LOOKS) == 0:
+        if step % LOOK == 0 or step == recipe.steps:
             average.offer(step, figures(validation, look())["windows"]["auc"])
 
-    with closing(ahead(Batches(training, *how).stream(rng.spawn(1)[0]))) as source:
-        _optimise(trainee, source, recipe, recipe.steps, loss_of, after)
+    labelled = Batches(training, *how, recipe.batch, *varied, (seed, 1))
+    with closing(labelled.stream(workers)) as source:
+        _optimise(trainee, source, recipe.steps, recipe.learning_rate, decay, loss_of, after)
 
     average.model.load_state_dict(average.state)
-    shift = _balance(validation, look())
+    with torch.no_grad():
+        average.model.classifier.hidden_layer.weight[:, : recipe.dim] *= recipe.nucleotide_weight
+    shift = balance(validation, look())
     with torch.no_grad():
         average.model.classifier.output_layer.bias[1] += shift
 

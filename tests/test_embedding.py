@@ -86,7 +86,7 @@ def test_embed_packing_disabled_gives_the_same_embeddings(
 def test_embed_table_longer_than_a_slab_gives_the_same_embeddings(
     shard: Path, edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virnucpro_core.embedding.engine.SLAB", 50)
+    monkeypatch.setattr("virnucpro_core.embedding.schedule.SLAB", 50)
     embed(edge_frames, tmp_path / "slabs.h5", tiny, devices=CPU)
     assert np.abs(read(shard)[1] - read(tmp_path / "slabs.h5")[1]).max() < 1e-5
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.files import written_aside
 
 logger = logging.getLogger("virnucpro.embed")
@@ -31,8 +32,11 @@ def _record(dim: int) -> np.dtype[np.void]:
 class BlockWriter:
     """Collects finished batches and writes them as blocks, on a thread of its own."""
 
-    def __init__(self, folder: Path, dim: int, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, folder: Path, dim: int, executor: ThreadPoolExecutor, stages: Stages
+    ) -> None:
         self._folder = folder
+        self._stages = stages
         self._dtype = _record(dim)
         self._executor = executor
         self._batches: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
@@ -64,6 +68,7 @@ class BlockWriter:
         block["embedding"] = np.concatenate([embedding for _, embedding in batches])
         # a row is embedded once, so its number names the block
         with (
+            self._stages("write"),
             written_aside(self._folder / f"{block['row'][0]:012d}.npy") as aside,
             aside.open("wb") as handle,
         ):
@@ -76,10 +81,10 @@ class BlockWriter:
 
 
 @contextmanager
-def block_writer(folder: Path, dim: int) -> Iterator[BlockWriter]:
+def block_writer(folder: Path, dim: int, stages: Stages) -> Iterator[BlockWriter]:
     """A BlockWriter that has written all it was given at the end, also after an error."""
     with ThreadPoolExecutor(1, thread_name_prefix="write") as executor:
-        writer = BlockWriter(folder, dim, executor)
+        writer = BlockWriter(folder, dim, executor, stages)
         try:
             yield writer
         finally:

@@ -1,7 +1,7 @@
 """Stage `embed`: both encoders over every frame of a table, packed, overlapped, checkpointed.
 
 A frame's row is the nucleotide encoder's vector of its bases, then the protein encoder's of its
-protein. Tokenising runs one thread ahead of the model and writing one behind it.
+protein. Reading and tokenising run on a thread ahead of the model, writing on one behind it.
 """
 
 from __future__ import annotations
@@ -10,35 +10,31 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
 from virnucpro_core.embedding.blocks import block_writer, read_blocks
-from virnucpro_core.embedding.packing import packing_enabled, plan
-from virnucpro_core.embedding.prefetch import prefetch, side_by_side
+from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.embedding.packing import packing_enabled
+from virnucpro_core.embedding.prefetch import prefetch
+from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
+from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
-from virnucpro_core.errors import InputError, ModelError, StoppedError, VirNucProError
-from virnucpro_core.models.dnabert_s import load_dnabert_s
-from virnucpro_core.models.encoder import Encoder, dtype_of
-from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.errors import InputError, StoppedError, VirNucProError
+from virnucpro_core.models.encoder import dtype_of
 from virnucpro_core.models.store import Model
 from virnucpro_core.progress import Progress
 from virnucpro_core.schema import FrameMeta, frame_batches, frame_meta
-from virnucpro_core.sequences.tokens import Tokens
 
 logger = logging.getLogger("virnucpro.embed")
-
-ESM_SPECIAL_TOKENS = 2
 
 
 @dataclass(frozen=True)
@@ -48,50 +44,8 @@ class Job:
     frames: Path
     model: Model
     precision: str
-    token_budget: int
+    token_budget: int | None
     blocks: Path
-
-
-SLAB = 1 << 18
-"""Frames that are sorted by length and held as text at once: it bounds memory, not speed."""
-
-Rows = NDArray[np.int64]
-Batch = tuple[Rows, Tokens, Tokens]
-"""Rows of the frame table, their nucleotide tokens and their protein tokens."""
-Embedded = tuple[Rows, NDArray[np.float32]]
-"""Rows of the frame table and their embeddings."""
-
-
-def _plan(lengths: Rows, token_budget: int, rank: int, world: int) -> list[list[Rows]]:
-    """One rank's batches, slab by slab: the rows [rank::world] of each, longest first."""
-    slabs = []
-    for first in range(0, len(lengths), SLAB):
-        mine = np.argsort(-lengths[first : first + SLAB], kind="stable")[rank::world] + first
-        slabs.append([mine[batch] for batch in plan(lengths[mine], token_budget)])
-    return slabs
-
-
-def _left(slabs: list[list[Rows]], done: NDArray[np.bool_]) -> list[list[Rows]]:
-    """The batches still to do.
-
-    Finished rows are taken out of a plan made of all rows, so that a run that was killed computes
-    the same batches as an unbroken one.
-    """
-    return [[rest for rows in slab if len(rest := rows[~done[rows]])] for slab in slabs]
-
-
-def _tokenized(
-    slabs: list[list[Rows]], nucleotide: Encoder, protein: Encoder, frames: Path
-) -> Iterator[Batch]:
-    texts = frame_batches(frames, ["nucleotide", "protein"], SLAB)
-    for number, (slab, text) in enumerate(zip(slabs, texts, strict=True)):
-        for rows in slab:
-            part = text.take(pa.array(rows - number * SLAB))
-            yield (
-                rows,
-                nucleotide.tokenize(part["nucleotide"].to_pylist()),
-                protein.tokenize(part["protein"].to_pylist()),
-            )
 
 
 def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> None:
@@ -99,72 +53,44 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
 
     Raises StoppedError, after writing what is finished, once `stop` is set.
     """
-    dtype = dtype_of(job.precision)
-    nucleotide, protein = (
-        encoder.to(device=device, dtype=dtype)
-        for encoder in (load_dnabert_s(job.model.nucleotide), load_esm2(job.model.protein))
+    stages = Stages()
+    with stages("load"):
+        encoder = FrameEncoder(job.model, torch.device(device), job.precision)
+        lengths = protein_tokens(job.frames)
+        done = np.zeros(len(lengths), np.bool_)
+        for block in read_blocks(job.blocks, job.model.dim, len(lengths)):
+            done[block["row"]] = True
+    budget = job.token_budget or encoder.token_budget()
+    schedule = Schedule(lengths, done, budget, rank, world)
+    logger.info(
+        "%s: %d of %d batches kept, %d frames to do in batches of %d tokens",
+        device,
+        schedule.kept,
+        schedule.planned,
+        schedule.frames,
+        budget,
     )
-    dim = job.model.dim
-    if nucleotide.dim + protein.dim != dim:
-        raise ModelError(
-            f"{job.model.folder}: its encoders do not give {dim} values; import again."
-        )
-    lengths = protein_tokens(job.frames)
-    done = np.zeros(len(lengths), np.bool_)
-    for block in read_blocks(job.blocks, dim, len(lengths)):
-        done[block["row"]] = True
-    planned = _plan(lengths, job.token_budget, rank, world)
-    slabs = _left(planned, done)
-    total, left = (sum(map(len, batches)) for batches in (planned, slabs))
-    logger.info("%s: %d of %d batches kept, %d to do", device, total - left, total, left)
+    run_schedule(encoder, schedule, job, stages, stop)
+    logger.info("%s: %s", device, stages)
 
-    def compute(batch: Batch) -> Embedded:
-        rows, bases, residues = batch
-        pooled = (nucleotide.embed_tokens_packed(bases), protein.embed_tokens_packed(residues))
-        return rows, torch.cat(pooled, dim=1).cpu().numpy()
 
-    progress = Progress("embed", sum(len(rows) for slab in slabs for rows in slab), "frames")
+def run_schedule(
+    encoder: FrameEncoder, schedule: Schedule, job: Job, stages: Stages, stop: Event
+) -> None:
+    """Embed what is scheduled into blocks: read and tokenise ahead, write behind."""
+    progress = Progress("embed", schedule.frames, "frames")
+    tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
     with (
-        block_writer(job.blocks, dim) as writer,
-        closing(prefetch(_tokenized(slabs, nucleotide, protein, job.frames))) as work,
+        block_writer(job.blocks, job.model.dim, stages) as writer,
+        closing(prefetch(schedule.batches(job.frames, *tokenizers, stages))) as work,
     ):
-        for rows, embedding in _computed(compute, work, device):
-            if not np.isfinite(embedding).all():
-                raise VirNucProError(
-                    f"{job.model.name} in {job.precision} gives values that are not finite; "
-                    "choose another --precision."
-                )
+        for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
+            if number == 0:
+                logger.info("first batch %.1f s after the start", process_seconds())
             writer.add(rows, embedding)
             progress.advance(len(rows))
             if stop.is_set():
                 raise StoppedError("stopped by a signal; run the same command to go on.")
-
-
-def _computed(
-    compute: Callable[[Batch], Embedded], work: Iterable[Batch], device: str
-) -> Generator[Embedded]:
-    """Batches computed one by one on a GPU, on the CPU one a core.
-
-    A core for each batch needs no barrier within it, which keeps its speed where cores are shared.
-    """
-    if device != "cpu":
-        yield from map(compute, work)
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield from side_by_side(compute, work, threads)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def protein_tokens(frames: Path) -> Rows:
-    """ESM-2 tokens of each frame of a table, int64 (N)."""
-    parts = [
-        pc.binary_length(batch["protein"]).to_numpy(zero_copy_only=False)
-        for batch in frame_batches(frames, ["protein"])
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *parts]) + ESM_SPECIAL_TOKENS
 
 
 def _gathered(
@@ -185,6 +111,18 @@ def _gathered(
             mine = np.flatnonzero(these == number)
             part[mine] = blocks[number]["embedding"][place[at + mine]]
         yield part
+
+
+def join_blocks(job: Job, output: Path, origin: Origin, meta: FrameMeta) -> None:
+    """Write the shard out of the blocks; VirNucProError when a frame is in none of them."""
+    ids = [
+        name.encode()
+        for batch in frame_batches(job.frames, ["frame_id"])
+        for name in batch["frame_id"].to_pylist()
+    ]
+    dim = job.model.dim
+    parts = _gathered(read_blocks(job.blocks, dim, meta.rows), meta.rows, dim)
+    write_shard(output, origin, meta.digest, np.array(ids, "S"), dim, parts)
 
 
 def _finished(output: Path, origin: Origin, meta: FrameMeta) -> bool:
@@ -216,8 +154,7 @@ def embed(
     Raises InputError for a bad frame table or a table of another window, ModelError for a model
     that does not load, StoppedError when stopped by a signal.
     """
-    on_cpu = devices[0].type == "cpu"
-    precision = precision or ("fp32" if on_cpu else "fp16")
+    precision = precision or ("fp32" if devices[0].type == "cpu" else "fp16")
     dtype_of(precision)
     meta = frame_meta(frames)
     if meta.window != model.window:
@@ -235,19 +172,13 @@ def embed(
         frames=frames,
         model=model,
         precision=precision,
-        token_budget=token_budget or (2048 if on_cpu else 32_768),
+        token_budget=token_budget,
         blocks=root / key.hexdigest()[:16],
     )
     job.blocks.mkdir(parents=True, exist_ok=True)
     if meta.rows:
         run_ranks(embed_rank, job, [str(device) for device in devices])
-    ids = [
-        name.encode()
-        for batch in frame_batches(frames, ["frame_id"])
-        for name in batch["frame_id"].to_pylist()
-    ]
-    parts = _gathered(read_blocks(job.blocks, model.dim, meta.rows), meta.rows, model.dim)
-    write_shard(output, origin, meta.digest, np.array(ids, "S"), model.dim, parts)
+    join_blocks(job, output, origin, meta)
     shutil.rmtree(job.blocks)
     if checkpoint_dir is None:
         root.rmdir()

@@ -102,10 +102,15 @@ NAMES = {
 """Our modules' names to those of the published modelling code (bert_layers.py)."""
 
 
-def load_dnabert_s(path: str | Path) -> DNABERTS:
+def load_dnabert_s(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> DNABERTS:
     """Load DNABERT-S from a folder: config.json, weights, and tokenizer.json to embed text.
 
-    float32, on the CPU; the folder's own modelling code is not run. Raises ModelError when
+    The folder's own modelling code is not run. Raises ModelError when
     something is missing, damaged or not a MosaicBERT.
     """
     folder = Path(path)
@@ -135,5 +140,5 @@ def load_dnabert_s(path: str | Path) -> DNABERTS:
     state = {
         key.removeprefix("bert."): t for key, t in read_state_dict(folder_weights(folder)).items()
     }
-    load_into(model, renamed(state, NAMES, layers), folder)
+    load_into(model, renamed(state, NAMES, layers), folder, device, dtype)
     return model.eval()

@@ -180,8 +180,18 @@ def renamed(
     return result
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Put a state dict into a module made on the meta device; ModelError when they do not match."""
+def load_into(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Put a state dict into a module made on the meta device, on the device and in the dtype asked.
+
+    The file's tensors are mapped: each goes straight to its place, with no copy in between. Raises
+    ModelError when names or shapes do not match.
+    """
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     missing = sorted(expected.keys() - state.keys())
     if missing:
@@ -195,4 +205,5 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
                 f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, "
                 f"not {tuple(shape)}; this is another model's file."
             )
-    module.load_state_dict({name: state[name].float() for name in expected}, assign=True)
+    placed = {name: state[name].to(device=device, dtype=dtype) for name in expected}
+    module.load_state_dict(placed, assign=True)

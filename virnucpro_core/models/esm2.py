@@ -164,8 +164,13 @@ def _from_hugging_face(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tenso
     return config, {key.removeprefix("esm."): tensor for key, tensor in state.items()}
 
 
-def load_esm2(path: str | Path) -> ESM2:
-    """Load ESM-2 from fair-esm's `.pt`, or from a Hugging Face folder; float32, on the CPU.
+def load_esm2(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ESM2:
+    """Load ESM-2 from fair-esm's `.pt`, or from a Hugging Face folder.
 
     Nothing in the file is executed. Raises ModelError when it is missing, damaged or not ESM-2.
     """
@@ -180,5 +185,5 @@ def load_esm2(path: str | Path) -> ESM2:
     )
     with torch.device("meta"):
         model = ESM2(layers, dim, heads, token_dropout=bool(config.get("token_dropout", True)))
-    load_into(model, renamed(state, names, layers), path)
+    load_into(model, renamed(state, names, layers), path, device, dtype)
     return model.eval()

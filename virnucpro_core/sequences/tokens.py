@@ -20,6 +20,14 @@ class Tokens(NamedTuple):
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
+    def halves(self) -> tuple[Tokens, Tokens]:
+        """The first half of the sequences, and the others."""
+        half = len(self.lengths) // 2
+        at = int(self.lengths[:half].sum())
+        return Tokens(self.ids[:at], self.lengths[:half]), Tokens(
+            self.ids[at:], self.lengths[half:]
+        )
+
 
 ESM_ALPHABET = (
     *("<cls>", "<pad>", "<eos>", "<unk>"),

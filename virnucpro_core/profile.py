@@ -1,0 +1,137 @@
+"""`virnucpro profile`: where the time of one `embed` run goes, from file to file."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import Any
+
+import numpy as np
+import torch
+
+from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.embedding.engine import Job, join_blocks, run_schedule
+from virnucpro_core.embedding.packing import packing_enabled
+from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
+from virnucpro_core.embedding.shards import Origin
+from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.models.store import Model
+from virnucpro_core.schema import frame_meta
+
+FAMILIES = {
+    "copy in": "memcpy htod",
+    "copy out": "memcpy dtoh",
+    "gemm": "gemm|cutlass|nvjet|xmma|cublas",
+    "attention": "attention|flash|fmha",
+    "norm": "norm",
+    "gelu": "gelu",
+    "pooling": "segment",
+}
+"""Kernel families, by what the kernels' names contain; the rest is `other kernels`."""
+
+
+def _family(kernel: str) -> str:
+    name = kernel.lower()
+    matching = (family for family, pattern in FAMILIES.items() if re.search(pattern, name))
+    return next(matching, "other kernels")
+
+
+def _busy(intervals: list[tuple[float, float]]) -> float:
+    """Time that at least one of the intervals covers."""
+    covered, end = 0.0, -np.inf
+    for first, last in sorted(intervals):
+        covered += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return covered
+
+
+def _kernels(profiler: torch.profiler.profile) -> dict[str, Any]:
+    """Seconds of each kernel family, and the share of time that the GPU was busy."""
+    seconds: dict[str, float] = {}
+    intervals = []
+    for event in profiler.events() or []:  # type: ignore[no-untyped-call]
+        if event.device_type.name == "CUDA" and event.time_range.elapsed_us() > 0:
+            family = _family(event.name)
+            spent = event.time_range.elapsed_us() / 1e6
+            seconds[family] = seconds.get(family, 0.0) + spent
+            intervals.append((event.time_range.start / 1e6, event.time_range.end / 1e6))
+    if not intervals:
+        return {}
+    span = max(last for _, last in intervals) - min(first for first, _ in intervals)
+    return {"kernels": seconds, "idle": span - _busy(intervals), "busy": _busy(intervals) / span}
+
+
+def profile(frames: Path, model: Model, device: torch.device, precision: str) -> dict[str, Any]:
+    """Embed a table once with the input in memory and once from file to file, timed.
+
+    Returns tokens, frames and seconds of both runs, seconds of each stage (they run side by side,
+    so they add up to more than the whole) and, on a GPU, of each kernel family, what was idle, and
+    the share of time after the first kernel that the GPU was busy.
+    """
+    meta = frame_meta(frames)
+    stages = Stages()
+    encoder = FrameEncoder(model, device, precision)
+    lengths = protein_tokens(frames)
+    schedule = Schedule(lengths, np.zeros(len(lengths), np.bool_), encoder.token_budget(), 0, 1)
+
+    def batches() -> Iterator[Batch]:
+        tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
+        return schedule.batches(frames, *tokenizers, Stages())
+
+    ready = list(batches())
+    for _ in encoder.embed(ready[:: max(1, len(ready) // 4)], Stages()):
+        pass  # warm: kernels of all lengths are compiled
+    start = time.perf_counter()
+    for _ in encoder.embed(ready, Stages()):
+        pass
+    model_only = time.perf_counter() - start
+
+    profiler: AbstractContextManager[Any] = nullcontext()
+    if device.type == "cuda":
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    with TemporaryDirectory(dir=frames.parent) as folder:
+        blocks = Path(folder) / "blocks"
+        blocks.mkdir()
+        job = Job(frames, model, precision, None, blocks)
+        origin = Origin(
+            model.name, model.encoder_weights, model.window, precision, packing_enabled()
+        )
+        start = time.perf_counter()
+        with profiler as recorded:
+            run_schedule(encoder, schedule, job, stages, Event())
+        with stages("join"):
+            join_blocks(job, Path(folder) / "shard.h5", origin, meta)
+        file_to_file = time.perf_counter() - start
+    tokens = int(lengths.sum())
+    return {
+        "frames": meta.rows,
+        "tokens": {
+            "protein": tokens,
+            "nucleotide": sum(len(batch.nucleotide.ids) for batch in ready),
+        },
+        "model only": {"seconds": model_only, "tokens_per_second": tokens / model_only},
+        "file to file": {"seconds": file_to_file, "tokens_per_second": tokens / file_to_file},
+        "file to file / model only": model_only / file_to_file,
+        "stages": stages.seconds,
+        **(_kernels(recorded) if recorded is not None else {}),
+    }
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """The result as a table: seconds and share of the run from file to file."""
+    whole = result["file to file"]["seconds"]
+    for run in ("model only", "file to file"):
+        seconds, speed = result[run].values()
+        yield f"{run:<20} {seconds:>9.2f} s {speed:>10,.0f} protein tokens/s"
+    yield f"{'share of model only':<20} {result['file to file / model only']:>9.3f}"
+    parts = {**result["stages"], **result.get("kernels", {})}
+    if "idle" in result:
+        parts["idle"] = result["idle"]
+        yield f"{'GPU busy':<20} {result['busy']:>9.3f}"
+    for part, seconds in parts.items():
+        yield f"{part:<20} {seconds:>9.2f} s {seconds / whole:>9.1%}"

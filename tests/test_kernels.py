@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
@@ -20,8 +19,6 @@ from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.sequences.tokens import Tokens
 
-KERNELS = "virnucpro_core.models.kernels"
-
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="test_gpu.py runs the kernels as they are compiled"
 )
@@ -29,14 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as context:
-        # before triton is imported: its own functions are compiled or interpreted as ours
-        context.setenv("TRITON_INTERPRET", "1")
-        pytest.importorskip("triton")
-        yield from _interpreted(context)
-
-
-def _interpreted(context: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    pytest.importorskip("triton")
     interpreter = import_module("triton.runtime.interpreter")
     patch_tensor = interpreter._patch_lang_tensor
 
@@ -45,9 +35,9 @@ def _interpreted(context: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    context.setattr(interpreter, "_patch_lang_tensor", patch)
-    yield import_module(KERNELS)
-    del sys.modules[KERNELS]
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(interpreter, "_patch_lang_tensor", patch)
+        yield import_module("virnucpro_core.models.kernels")
 
 
 def off(found: Tensor, expected: Tensor) -> float:

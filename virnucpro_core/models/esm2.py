@@ -90,7 +90,7 @@ class ESM2(Encoder):
         return stream.normed(self.norm)
 
     def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
-        residues = (layout.lengths - 2).clamp(max=MAX_POOLED_RESIDUES)
+        residues = (layout.lengths - 2).clamp(0, MAX_POOLED_RESIDUES)
         return segment_mean(hidden, layout.cu_seqlens[:-1] + 1, residues)
 
     @property

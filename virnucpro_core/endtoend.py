@@ -1,0 +1,113 @@
+"""The part of `virnucpro benchmark` that runs `embed` itself: overlap and start-up.
+
+It writes a model of the benchmark's sizes with random weights to disk, makes up frames, and embeds
+them by the code and the command that users run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from virnucpro_core.augment import train_tokenizer
+from virnucpro_core.benchmark import PUBLISHED, Line, Size, build
+from virnucpro_core.errors import VirNucProError
+from virnucpro_core.models.classifier import MLPClassifier
+from virnucpro_core.models.dnabert_s import DNABERTS
+from virnucpro_core.models.esm2 import ESM2
+from virnucpro_core.models.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.profile import profile
+from virnucpro_core.sequences.translate import translate
+
+CORES = 8
+WINDOW = 500
+CODONS = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT"]
+STOPS = {"TAA", "TAG", "TGA"}
+
+
+def write_random_model(folder: Path, size: Size, device: torch.device) -> Model:
+    """A complete model folder with random weights of the given sizes."""
+    half = torch.float16
+    esm2 = build(lambda: ESM2(*size.esm2), device, half)
+    write_esm2(folder / "esm2", esm2)
+    dnabert = build(lambda: DNABERTS(*size.dnabert_s), device, half)
+    write_dnabert_s(folder / "dnabert_s", dnabert)
+    rng = np.random.default_rng(0)
+    text = ["".join(rng.choice(list("ACGT"), 500)) for _ in range(300)]
+    tokenizer = train_tokenizer(text, size.dnabert_s[0])
+    tokenizer.save(str(folder / "dnabert_s" / "tokenizer.json"))
+    dim = esm2.dim + dnabert.dim
+    write_weights(MLPClassifier(dim, 16).state_dict(), folder / "classifier.safetensors")
+    parts = {
+        "nucleotide": "dnabert_s",
+        "protein": "esm2",
+        "classifier": "classifier.safetensors",
+    }
+    return write_model(folder, folder.name, WINDOW, dim, parts)
+
+
+def write_frames(path: Path, frames: int) -> None:
+    """A frame table of about as many frames, 50 to 166 residues long as contigs give them."""
+    rng = np.random.default_rng(1)
+    open_codons = [codon for codon in CODONS if codon not in STOPS]
+    fasta = path.with_suffix(".fasta")
+    with fasta.open("w") as handle:
+        for n in range(frames):
+            codons = int(rng.integers(50, 167)) if n % 4 == 0 else 166
+            handle.write(f">c{n}\n{''.join(rng.choice(open_codons, codons))}\n")
+    translate([fasta], path, WINDOW)
+
+
+def _first_batch(frames: Path, model: Model, device: torch.device, cache: Path) -> float:
+    """Seconds from the start of `virnucpro embed` to its first batch."""
+    command = [sys.executable, "-m", "virnucpro_core.cli", "embed", str(frames)]
+    output = frames.parent / "started.h5"
+    options = ["-o", str(output), "--model", model.name, "--models-dir", str(model.folder.parent)]
+    run = subprocess.run(
+        [*command, *options, "--devices", str(device)],
+        env={**os.environ, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise VirNucProError(f"embed failed: {run.stderr.strip()[-2000:]}")
+    output.unlink()
+    found = re.search(r"first batch ([\d.]+) s after the start", run.stderr)
+    assert found, run.stderr
+    return float(found[1])
+
+
+def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
+    """Lines on `embed` from file to file, and on its start."""
+    large = size == PUBLISHED
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_random_model(folder / "models" / "random", size, device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        write_frames(folder / "few.parquet", 1000 if large else 50)
+        for state, bar in (("cold", 90), ("warm", 20)):
+            seconds = _first_batch(folder / "few.parquet", model, device, folder / "triton")
+            yield Line(f"start to first batch, {state}", seconds, "s", bar, at_most=True)
+        write_frames(folder / "many.parquet", 9000 if large else 100)
+        precision = "fp16" if device.type == "cuda" else "fp32"
+        found = profile(folder / "many.parquet", model, device, precision)
+        for run in ("model only", "file to file"):
+            yield Line(f"embed, {run}", found[run]["tokens_per_second"], "tokens/s")
+        share = found["file to file / model only"]
+        yield Line(f"embed, file to file, {CORES} cores: share of model only", share, "", 0.90)
+        if "busy" in found:
+            yield Line("embed: share of time that the GPU is busy", found["busy"], "", 0.97)
+        for part, seconds in {**found["stages"], **found.get("kernels", {})}.items():
+            yield Line(f"embed: {part}", seconds, "s")

@@ -207,6 +207,15 @@ def esm2_speed(size: Size, device: torch.device) -> Iterator[Line]:
         yield from speed("ESM-2 fp8 to bf16's chain", quantized, work, model, size, 1.35)
 
 
+def budgets(size: Size, device: torch.device) -> Iterator[Line]:
+    """The chain's tokens/s at batches near the usual one: cuBLAS tiles some of them better."""
+    model: ESM2 = build(lambda: ESM2(*size.esm2), device, torch.bfloat16)
+    near = [size.tokens + more for more in (-64, -32, -16, -8, -1, 0, 8, 1000, 1024)]
+    runs = {str(tokens): chain(model, ESM2_GEMMS, tokens) for tokens in near}
+    for tokens, seconds in timed(runs, 2).items():
+        yield Line(f"ESM-2 bf16: GEMM chain, {tokens} tokens", int(tokens) / seconds, "tokens/s")
+
+
 def dnabert_s_share(size: Size, device: torch.device) -> Iterator[Line]:
     """DNABERT-S against its GEMM chain, and its share of both encoders on windows of 500 bases."""
     dtype = torch.bfloat16
@@ -282,6 +291,7 @@ def peers(size: Size, device: torch.device) -> Iterator[Line]:
 
 SECTIONS: dict[str, Callable[[Size, torch.device], Iterator[Line]]] = {
     "esm2": esm2_speed,
+    "budgets": budgets,
     "dnabert_s": dnabert_s_share,
     "accuracy": accuracy,
     "peers": peers,

@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import WINDOW, write_tiny_model
 
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.sequences.translate import translate
+
+if not torch.cuda.is_available():
+    # before anything imports triton: test_kernels.py runs it on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
 
 DATA = Path(__file__).parent / "data"
 

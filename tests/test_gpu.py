@@ -167,6 +167,22 @@ def test_esm2_plain_torch_in_half_precision_equals_the_kernels(
     assert off(torch.from_numpy(kernels), torch.from_numpy(ours.embed(texts))) < 4e-3
 
 
+def test_embedding_a_batch_never_waits_for_the_gpu() -> None:
+    from virnucpro_core.models.dnabert_s import DNABERTS
+
+    lengths = np.array([168, 168, 52, 3])
+    tokens = Tokens(np.random.default_rng(0).integers(4, 24, int(lengths.sum())), lengths)
+    for model in (ESM2(2, 256, 4), DNABERTS(64, 2, 96, 6, 128)):
+        model = model.eval().cuda().half()
+        model.embed_tokens_packed(tokens)  # compiles
+        torch.use_deterministic_algorithms(False)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model.embed_tokens_packed(tokens)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
     reason="needs a GPU with e4m3",

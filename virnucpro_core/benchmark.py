@@ -30,6 +30,7 @@ from virnucpro_core.embedding.packing import plan
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import ESM2
+from virnucpro_core.models.ops import has_fp8
 from virnucpro_core.peers import PEERS
 from virnucpro_core.sequences.tokens import Tokens
 
@@ -179,11 +180,13 @@ def tokens_in(work: Sequence[Tokens]) -> int:
 
 
 def speed(
-    name: str, model: Encoder, work: Sequence[Tokens], against: Run, size: Size, bar: float | None
+    name: str, model: ESM2, work: Sequence[Tokens], source: ESM2, size: Size, bar: float | None
 ) -> Iterator[Line]:
-    """Tokens/s of a model and of a GEMM chain of `size.tokens`, and their ratio."""
-    seconds = timed({"chain": against, "model": through(model, work)}, size.repeats)
-    ceiling = size.tokens / seconds["chain"]
+    """Tokens/s of a model, of the GEMM chain of `source` on as many tokens a batch, their ratio."""
+    each = tokens_in(work) // len(work)
+    runs = {"chain": chain(source, ESM2_GEMMS, each), "model": through(model, work)}
+    seconds = timed(runs, size.repeats)
+    ceiling = each / seconds["chain"]
     reached = tokens_in(work) / seconds["model"]
     yield Line(f"{name}: GEMM chain", ceiling, "tokens/s")
     yield Line(f"{name}: model", reached, "tokens/s")
@@ -194,20 +197,23 @@ def esm2_speed(size: Size, device: torch.device) -> Iterator[Line]:
     """ESM-2 against its GEMM chain in every half precision and length mix, then in fp8."""
     for precision, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         model: ESM2 = build(lambda: ESM2(*size.esm2), device, dtype)
-        against = chain(model, ESM2_GEMMS, size.tokens)
         for mix, (shortest, longest) in MIXES.items():
             work = protein_batches(size, shortest, longest, 1 if shortest == longest else 3)
             bar = 0.93 if mix in ("166", "50") and device.type == "cuda" else None
-            yield from speed(f"ESM-2 {precision}, {mix} residues", model, work, against, size, bar)
+            yield from speed(f"ESM-2 {precision}, {mix} residues", model, work, model, size, bar)
     if has_fp8(device):
         work = protein_batches(size, 166, 166, 1)
         quantized = build(lambda: ESM2(*size.esm2), device, dtype).to_fp8()
-        yield from speed("ESM-2 fp8 to bf16's chain", quantized, work, against, size, 1.35)
+        yield from speed("ESM-2 fp8 to bf16's chain", quantized, work, model, size, 1.35)
 
 
-def has_fp8(device: torch.device) -> bool:
-    """Whether the device multiplies e4m3."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+def budgets(size: Size, device: torch.device) -> Iterator[Line]:
+    """The chain's tokens/s at batches near the usual one: cuBLAS tiles some of them better."""
+    model: ESM2 = build(lambda: ESM2(*size.esm2), device, torch.bfloat16)
+    near = [size.tokens + more for more in (-64, -32, -16, -8, -1, 0, 8, 1000, 1024)]
+    runs = {str(tokens): chain(model, ESM2_GEMMS, tokens) for tokens in near}
+    for tokens, seconds in timed(runs, 2).items():
+        yield Line(f"ESM-2 bf16: GEMM chain, {tokens} tokens", int(tokens) / seconds, "tokens/s")
 
 
 def dnabert_s_share(size: Size, device: torch.device) -> Iterator[Line]:
@@ -285,6 +291,7 @@ def peers(size: Size, device: torch.device) -> Iterator[Line]:
 
 SECTIONS: dict[str, Callable[[Size, torch.device], Iterator[Line]]] = {
     "esm2": esm2_speed,
+    "budgets": budgets,
     "dnabert_s": dnabert_s_share,
     "accuracy": accuracy,
     "peers": peers,

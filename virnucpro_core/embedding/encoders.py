@@ -45,7 +45,8 @@ class FrameEncoder:
         self.model, self.device, self.precision = model, device, precision
         dtype = dtype_of(precision)
         self.nucleotide = load_dnabert_s(model.nucleotide, device=device, dtype=dtype)
-        self.protein = load_esm2(model.protein, device=device, dtype=dtype)
+        protein = load_esm2(model.protein, device=device, dtype=dtype)
+        self.protein = protein.placed(device, precision)  # in fp8, quantized
         if self.nucleotide.dim + self.protein.dim != model.dim:
             raise ModelError(
                 f"{model.folder}: its encoders do not give {model.dim} values; import again."

@@ -42,9 +42,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, slopes: Tensor) -> Tensor:
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-        stream = Residual(x)
+        stream = Residual(x, [self.out.bias])
         stream.add(varlen_attention(q, k, v, layout, slopes).flatten(1), self.out)
-        stream = Residual(stream.normed(self.attention_norm))
+        stream = Residual(stream.normed(self.attention_norm), [self.down.bias])
         stream.add(gated_gelu(self.gated(stream.x)), self.down)
         return stream.normed(self.ffn_norm)
 

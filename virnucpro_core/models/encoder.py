@@ -6,8 +6,9 @@ import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,22 +18,15 @@ from torch import Tensor, nn
 from virnucpro_core.embedding.packing import plan
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.attention import Layout, to_device
+from virnucpro_core.models.ops import has_fp8
 from virnucpro_core.sequences.tokens import Tokens
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-GEMM_ROWS = 128
-"""Tokens of a batch on a GPU come in multiples of this: GEMMs are slower on ragged ones."""
-
-
-def _filled(tokens: Tokens) -> Tokens:
-    """The batch with sequences of the token 0 at its end, none longer than those it has."""
-    missing = -len(tokens.ids) % GEMM_ROWS
-    longest = int(tokens.lengths.max())
-    filler = [min(longest, missing - at) for at in range(0, missing, longest)]
-    lengths = np.concatenate((tokens.lengths, np.asarray(filler, np.int64)))
-    return Tokens(np.pad(tokens.ids, (0, missing)), lengths)
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # what is not quantized
+}
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -73,17 +67,37 @@ class Encoder(nn.Module, ABC):
     @torch.inference_mode()
     def embed_tokens_packed(self, tokens: Tokens) -> Tensor:
         """Pooled embeddings, float32 (B, dim) on the module's device, of one packed batch."""
-        count = len(tokens.lengths)
-        if self.device.type != "cuda":
-            return self._pooled(tokens)
+        gpu = self.device.type == "cuda"
         # kernels launch on the current device, whatever their tensors lie on
-        with torch.cuda.device(self.device):
-            return self._pooled(_filled(tokens))[:count]
+        with torch.cuda.device(self.device) if gpu else nullcontext():
+            layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
+            ids = to_device(torch.from_numpy(tokens.ids), self.device)
+            return self.pool(self(ids, layout), layout)
 
-    def _pooled(self, tokens: Tokens) -> Tensor:
-        layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
-        ids = to_device(torch.from_numpy(tokens.ids), self.device)
-        return self.pool(self(ids, layout), layout)
+    @property
+    def precision(self) -> str:
+        """Name of the precision that the encoder is in."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
+
+    def to_fp8(self) -> Self:
+        """Quantize in place what the encoder can run in e4m3: nothing, unless it says otherwise."""
+        return self
+
+    def placed(self, device: str | torch.device, precision: str) -> Self:
+        """Move the encoder, in place, to a device and a precision.
+
+        Raises InputError for a precision that is unknown, that the device lacks, or that cannot be
+        reached any more: what is quantized stays so.
+        """
+        device, dtype = torch.device(device), dtype_of(precision)
+        if precision == "fp8" and not has_fp8(device):
+            raise InputError("precision fp8 needs a GPU of compute capability 8.9 or more.")
+        if self.precision == "fp8":
+            if precision != "fp8":
+                raise InputError("this encoder is in fp8 already; load it again for more.")
+            return self.to(device=device)
+        self.to(device=device, dtype=dtype)
+        return self.to_fp8() if precision == "fp8" else self
 
     def embed(
         self,
@@ -95,13 +109,13 @@ class Encoder(nn.Module, ABC):
     ) -> NDArray[np.float32]:
         """Embed sequences: float32 (N, dim), in input order, pooled as the original pools.
 
-        device and precision ("fp32", "bf16", "fp16") default to where and as the module is; others
-        use a copy of it. Raises InputError for a sequence that the tokeniser refuses.
+        device and precision ("fp32", "bf16", "fp16", "fp8") default to where and as the module is;
+        others use a copy of it. Raises InputError for a sequence that the tokeniser refuses.
         """
-        dtype = self.dtype if precision is None else dtype_of(precision)
         target = self.device if device is None else torch.device(device)
-        if (target, dtype) != (self.device, self.dtype):
-            moved = copy.deepcopy(self).to(device=target, dtype=dtype)
+        precision = precision or self.precision
+        if (target, precision) != (self.device, self.precision):
+            moved = copy.deepcopy(self).placed(target, precision)
             return moved.embed(sequences, token_budget=token_budget)
         result = np.empty((len(sequences), self.dim), np.float32)
         # a few letters make a token in the one encoder, one letter in the other

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +81,11 @@ class ESM2(Encoder):
         return x.mul_(scale.to(x.dtype)) if fused(x) else x * scale.to(x.dtype)
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
-        stream = Residual(self._embedded(ids, layout))
+        layers = cast("list[Layer]", list(self.layers))
+        biases = [bias for layer in layers for bias in (layer.out.bias, layer.down.bias)]
+        stream = Residual(self._embedded(ids, layout), biases)
         rotary = Rotary.of(layout, self.width)
-        for layer in self.layers:
+        for layer in layers:
             layer(stream, layout, rotary)
         return stream.normed(self.norm)
 
@@ -91,7 +93,12 @@ class ESM2(Encoder):
         residues = (layout.lengths - 2).clamp(0, MAX_POOLED_RESIDUES)
         return segment_mean(hidden, layout.cu_seqlens[:-1] + 1, residues)
 
-    def to_fp8(self) -> ESM2:
+    @property
+    def precision(self) -> str:
+        quantized = isinstance(self.layers[0].qkv, Float8Linear)
+        return "fp8" if quantized else super().precision
+
+    def to_fp8(self) -> Self:
         """Quantize to e4m3, in place, all but the attention's output: it is sensitive, and small.
 
         The rest is to be in bfloat16, on a GPU with such tensor cores.

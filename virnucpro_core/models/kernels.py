@@ -159,8 +159,8 @@ def _piece(x, at, dim: tl.constexpr):
 @triton.jit
 def _layer_norm(x, delta, row_scale, owed, weight, bias, out, eps, factor,
                 DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-                DELTA: tl.constexpr, AFFINE: tl.constexpr):  # fmt: skip
-    """One row: x (+ row_scale·delta, stored), + owed, normed, (affine), times a factor."""
+                DELTA: tl.constexpr, OWED: tl.constexpr, AFFINE: tl.constexpr):  # fmt: skip
+    """One row: x (+ row_scale·delta, stored) (+ owed), normed (affine), times a factor."""
     row = tl.program_id(0)
     x += row.to(tl.int64) * DIM
     out += row.to(tl.int64) * DIM
@@ -173,8 +173,9 @@ def _layer_norm(x, delta, row_scale, owed, weight, bias, out, eps, factor,
         xb += scale * _piece(delta, b, DIM)
         tl.store(x + a, xa.to(x.dtype.element_ty), a < DIM)
         tl.store(x + b, xb.to(x.dtype.element_ty), b < DIM)
-    xa += _piece(owed, a, DIM)
-    xb += _piece(owed, b, DIM)
+    if OWED:
+        xa += _piece(owed, a, DIM)
+        xb += _piece(owed, b, DIM)
     mean = (tl.sum(xa, 0) + tl.sum(xb, 0)) / DIM
     xa = tl.where(a < DIM, xa - mean, 0.0)
     xb = tl.where(b < DIM, xb - mean, 0.0)
@@ -197,7 +198,7 @@ def _pieces(dim: int) -> dict[str, int]:
 
 def layer_norm(
     x: Tensor,
-    owed: Tensor,
+    owed: Tensor | None,
     affine: tuple[Tensor, Tensor] | None,
     eps: float,
     *,
@@ -206,18 +207,29 @@ def layer_norm(
 ) -> Tensor:
     """LayerNorm of x + owed over the last axis, (T, D) → (T, D) in x's dtype.
 
-    owed: float32 (D), added to every row but not stored. delta (T, D), with row_scale float32 (T):
+    owed: float (D), added to every row but not stored. delta (T, D), with row_scale float32 (T):
     row_scale·delta is added to x in place first. Without an affine map the result is e4m3, times
     NORM_SCALE.
     """
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn if affine is None else x.dtype)
     weight, bias = affine or (owed, owed)
+    weight, bias = affine or (x, x)
     _layer_norm[(len(x),)](
-        x, x if delta is None else delta, owed if row_scale is None else row_scale, owed,
-        weight, bias, out, eps, NORM_SCALE if affine is None else 1.0,
-        **_pieces(x.shape[1]), DELTA=delta is not None, AFFINE=affine is not None,
+        x,
+        x if delta is None else delta,
+        x if row_scale is None else row_scale,
+        x if owed is None else owed,
+        weight,
+        bias,
+        out,
+        eps,
+        NORM_SCALE if affine is None else 1.0,
+        **_pieces(x.shape[1]),
+        DELTA=delta is not None,
+        OWED=owed is not None,
+        AFFINE=affine is not None,
         num_warps=NORM_WARPS,
-    )  # fmt: skip
+    )
     return out
 
 

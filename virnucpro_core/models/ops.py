@@ -9,6 +9,7 @@ summed up as *owed* and added whenever the stream is read.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -38,6 +39,11 @@ def fused(x: Tensor) -> bool:
         and _has_triton()
         and os.environ.get("VIRNUCPRO_KERNELS") != "torch"
     )
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies e4m3."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 class Quantized(NamedTuple):
@@ -91,22 +97,28 @@ Linear = nn.Linear | Float8Linear
 
 
 class Residual:
-    """A residual stream, (T, D), that linear layers read from and add to."""
+    """A residual stream, (T, D), that linear layers read from and add to.
 
-    def __init__(self, x: Tensor) -> None:
+    biases: those of the linear layers that will be added to it, in order.
+    """
+
+    def __init__(self, x: Tensor, biases: Sequence[Tensor]) -> None:
         self.x = x
         self.fused = fused(x)
-        self._owed = torch.zeros(x.shape[1] if self.fused else 0, device=x.device)
+        if self.fused and len(biases) > 1:
+            biases = torch.stack(tuple(biases)).float().cumsum(0).unbind()
+        self._owed_next = iter(biases)
+        self._owed: Tensor | None = None
         self._delta: tuple[Tensor, Tensor] | None = None
 
     def add(self, rows: Tensor | Quantized, linear: Linear) -> None:
         """Add linear(rows) to the stream; in place where fused."""
         if isinstance(rows, Quantized):
             self._delta = linear(rows.rows), rows.scale
-            self._owed += linear.bias
+            self._owed = next(self._owed_next)
         elif self.fused:
             self.x.addmm_(rows, linear.weight.t())
-            self._owed += linear.bias
+            self._owed = next(self._owed_next)
         else:
             self.x = self.x + linear(rows)
 

@@ -3,6 +3,9 @@ process VIRNUCPRO_CLASSIFY {
     label 'process_single'
 
     conda "${moduleDir}/environment.yml"
+    container "${workflow.containerEngine in ['singularity', 'apptainer'] && !task.ext.singularity_pull_docker_container
+        ? 'oras://ghcr.io/virnucpro/virnucpro:0.1.0-sif'
+        : 'ghcr.io/virnucpro/virnucpro:0.1.0'}"
 
     input:
     tuple val(meta), path(contigs), path(frames, stageAs: 'frames/*', arity: '1..*'), path(shards, stageAs: 'shards/*', arity: '1..*'), path(embeddings)
@@ -36,6 +39,6 @@ process VIRNUCPRO_CLASSIFY {
     cd ${prefix}
     touch contigs.tsv windows.tsv frames.parquet summary.json \\
         prediction_results.txt prediction_results_highestscore.csv
-    echo | gzip > viral.fasta.gz
+    echo '' | gzip > viral.fasta.gz
     """
 }

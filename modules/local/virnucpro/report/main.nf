@@ -3,13 +3,16 @@ process VIRNUCPRO_REPORT {
     label 'process_single'
 
     conda "${moduleDir}/environment.yml"
+    container "${workflow.containerEngine in ['singularity', 'apptainer'] && !task.ext.singularity_pull_docker_container
+        ? 'oras://ghcr.io/virnucpro/virnucpro:0.1.0-sif'
+        : 'ghcr.io/virnucpro/virnucpro:0.1.0'}"
 
     input:
     tuple val(meta), path(results)
 
     output:
     tuple val(meta), path("${prefix}.html"), emit: report
-    tuple val(meta), path('*_mqc.*')       , emit: multiqc
+    tuple val(meta), path('*_mqc.json')    , emit: multiqc
     tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
 
     script:
@@ -22,6 +25,6 @@ process VIRNUCPRO_REPORT {
     stub:
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    touch ${prefix}.html virnucpro_mqc.tsv
+    touch ${prefix}.html virnucpro_mqc.json virnucpro_calls_mqc.json
     """
 }

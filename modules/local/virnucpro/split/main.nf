@@ -3,6 +3,9 @@ process VIRNUCPRO_SPLIT {
     label 'process_single'
 
     conda "${moduleDir}/environment.yml"
+    container "${workflow.containerEngine in ['singularity', 'apptainer'] && !task.ext.singularity_pull_docker_container
+        ? 'oras://ghcr.io/virnucpro/virnucpro:0.1.0-sif'
+        : 'ghcr.io/virnucpro/virnucpro:0.1.0'}"
 
     input:
     tuple val(meta), path(fasta, stageAs: 'fasta/?/*')

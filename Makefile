@@ -38,7 +38,7 @@ lint: setup
 
 test: lint
 	.venv/bin/pytest -m "not slow"
-	@if command -v nf-test >/dev/null; then nf-test test; else echo "nf-test is not on PATH: its tests were skipped."; fi
+	@if command -v nf-test >/dev/null; then PATH="$(CURDIR):$$PATH" nf-test test; else echo "nf-test is not on PATH: its tests were skipped."; fi
 
 test-slow: setup
 	.venv/bin/pytest -m slow

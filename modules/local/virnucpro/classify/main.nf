@@ -36,9 +36,8 @@ process VIRNUCPRO_CLASSIFY {
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     mkdir ${prefix}
-    cd ${prefix}
-    touch contigs.tsv windows.tsv frames.parquet summary.json \\
-        prediction_results.txt prediction_results_highestscore.csv
-    echo '' | gzip > viral.fasta.gz
+    touch ${prefix}/contigs.tsv ${prefix}/windows.tsv ${prefix}/frames.parquet ${prefix}/summary.json \\
+        ${prefix}/prediction_results.txt ${prefix}/prediction_results_highestscore.csv
+    echo '' | gzip > ${prefix}/viral.fasta.gz
     """
 }

@@ -224,7 +224,9 @@ def test_schema_and_configuration_agree_on_parameters_and_defaults() -> None:
     )
     groups = json.loads((ROOT / "nextflow_schema.json").read_text())["$defs"].values()
     defaults = {
-        name: json.dumps(rule.get("default")).replace('"', "'")
+        name: json.dumps(rule.get("default", False if rule["type"] == "boolean" else None)).replace(
+            '"', "'"
+        )
         for group in groups
         for name, rule in group["properties"].items()
     }

@@ -1,0 +1,127 @@
+"""Profiles: any of them together, in any order; what Nextflow makes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from test_nextflow import NEXTFLOW, ROOT, nextflow
+
+pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make setup")
+
+ENGINES = ("conda", "docker", "singularity", "apptainer", "podman")
+GPU_FLAGS = {
+    "docker": "--gpus all",
+    "podman": "--device nvidia.com/gpu=all",
+    "singularity": "--nv",
+    "apptainer": "--nv",
+}
+COMBINATIONS = [
+    ("test",),
+    ("gpu",),
+    *(("test", "gpu", "slurm", "debug", engine) for engine in ENGINES),
+    ("test_full", "gpu", "awsbatch"),
+    ("test", "gpu", "googlebatch"),
+    ("test", "gpu", "kubernetes"),
+    ("test", "awsbatch"),
+    ("docker", "conda"),
+]
+# Stands for a container engine: runs the task's command on the host.
+ENGINE_SHIM = """#!/bin/sh
+case $1 in
+    run | exec) while [ "$1" != /bin/bash ]; do shift; done; exec "$@" ;;
+    pull) while [ "$1" != --name ]; do shift; done; touch "$2" ;;
+esac
+"""
+
+
+def configuration(profiles: tuple[str, ...]) -> str:
+    run = nextflow(ROOT, "config", "-flat", "-profile", ",".join(profiles), ".")
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def configurations() -> dict[tuple[str, ...], str]:
+    """What `nextflow config` says of each combination, and of each the other way round."""
+    wanted = sorted({*COMBINATIONS, *(names[::-1] for names in COMBINATIONS)})
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(wanted, pool.map(configuration, wanted), strict=True))
+
+
+def value(text: str, name: str) -> str | None:
+    found = re.search(rf"^{re.escape(name)} = (.*)$", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=",".join)
+def test_order_of_profiles_does_not_matter(
+    names: tuple[str, ...], configurations: dict[tuple[str, ...], str]
+) -> None:
+    assert configurations[names] == configurations[names[::-1]]
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=",".join)
+def test_each_profile_keeps_what_it_sets_beside_the_others(
+    names: tuple[str, ...], configurations: dict[tuple[str, ...], str]
+) -> None:
+    text = configurations[names]
+    expected: dict[str, str | None] = {
+        # what the base says, which no profile may lose
+        "process.'withLabel:process_gpu'.time": "{ 8.h * task.attempt }",
+        "process.shell": "['bash', '-C', '-e', '-u', '-o', 'pipefail']",
+        "trace.enabled": "true",
+        "params.outdir": "'results'",
+        "params.model": "'mini'" if "test" in names else "'virnucpro-500'",
+        "process.executor": {
+            "slurm": "'slurm'",
+            "awsbatch": "'awsbatch'",
+            "googlebatch": "'google-batch'",
+            "kubernetes": "'k8s'",
+        }.get(next(iter({"slurm", "awsbatch", "googlebatch", "kubernetes"} & {*names}), "")),
+        "process.beforeScript": "'echo \"node: $(hostname)\"'" if "debug" in names else None,
+    }
+    # of two engines the one that stands lower in nextflow.config
+    chosen = max((engine for engine in ENGINES if engine in names), key=ENGINES.index, default=None)
+    for engine in ENGINES if chosen else ():
+        expected[f"{engine}.enabled"] = "true" if engine == chosen else "false"
+    assert {name: value(text, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids=",".join)
+def test_gpus_are_asked_for_by_the_profile_alone_and_never_globally(
+    names: tuple[str, ...], configurations: dict[tuple[str, ...], str]
+) -> None:
+    settings = [
+        line.partition(" = ")[0]
+        for line in configurations[names].splitlines()
+        if re.match(r"\S+(accelerator|containerOptions|runOptions|engineOptions) = ", line)
+    ]
+    with_gpu = [name for name in settings if not name.endswith(".runOptions")]
+    label = "process.'withLabel:process_gpu.*'"
+    assert with_gpu == (
+        [f"{label}.accelerator", f"{label}.containerOptions"] if "gpu" in names else []
+    )
+    assert "--gpus" not in (value(configurations[names], "docker.runOptions") or "")
+
+
+@pytest.mark.parametrize("engine", GPU_FLAGS)
+def test_containers_of_embed_alone_get_the_gpus(engine: str, tmp_path: Path) -> None:
+    """A stub run with a stand-in for the engine: what each task would be started with."""
+    shim = tmp_path / "path" / engine
+    shim.parent.mkdir()
+    shim.write_text(ENGINE_SHIM)
+    shim.chmod(0o755)
+    path = f"{shim.parent}:{os.environ['PATH']}"
+    words = ["-stub", "-profile", f"gpu,{engine},test", "--gpus_per_task", "2"]
+    run = nextflow(tmp_path, "run", f"{ROOT}/main.nf", *words, PATH=path)
+    assert run.returncode == 0, run.stdout
+    tasks = [task.read_text() for task in (tmp_path / "work").glob("*/*/.command.run")]
+    assert len(tasks) == 11
+    assert all("ghcr.io" in task for task in tasks)
+    assert [f" {GPU_FLAGS[engine]} " in task for task in tasks] == [
+        "VIRNUCPRO_EMBED" in task for task in tasks
+    ]

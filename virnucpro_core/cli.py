@@ -42,7 +42,12 @@ ModelsDir = Annotated[
     Path | None,
     typer.Option(help="Folder of models; else $VIRNUCPRO_MODELS. mini needs none."),
 ]
-Devices = Annotated[str, typer.Option(help="auto, cpu, or a list like cuda:0,cuda:1.")]
+Devices = Annotated[
+    str,
+    typer.Option(
+        help="auto (the GPUs that are free, else the CPU), cuda, cpu, or a list: cuda:0,cuda:1."
+    ),
+]
 PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
 ]
@@ -127,21 +132,25 @@ def embed(
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to take with auto or cuda, at most.")
+    ] = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
-    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.embedding.devices import leased
     from virnucpro_core.embedding.engine import embed
     from virnucpro_core.models.store import resolve_model
 
-    embed(
-        frames,
-        output,
-        resolve_model(model, models_dir),
-        devices=parse_devices(devices),
-        precision=precision,
-        checkpoint_dir=checkpoint_dir,
-        token_budget=token_budget,
-    )
+    with leased(devices, gpus) as places:
+        embed(
+            frames,
+            output,
+            resolve_model(model, models_dir),
+            devices=places,
+            precision=precision,
+            checkpoint_dir=checkpoint_dir,
+            token_budget=token_budget,
+        )
 
 
 @app.command()

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from virnucpro_core.embedding.devices import parse_devices
+from virnucpro_core.embedding.devices import leased, parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.models.store import resolve_model
@@ -53,13 +53,14 @@ def predict(
             )
     out = Path(output)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
-    places = parse_devices(devices)
+    parse_devices(devices)  # a GPU that is not there is refused before anything is done
     work = out / WORK
     contigs, frames, shard, embeddings = (
         work / name for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
     )
     translate(split(paths, work), frames, chosen.window)
-    embed(frames, shard, chosen, devices=places, precision=precision)
+    with leased(devices) as places:
+        embed(frames, shard, chosen, devices=places, precision=precision)
     merge([shard], [frames], embeddings)
     table = classify(
         embeddings,

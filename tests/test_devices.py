@@ -1,0 +1,122 @@
+"""Which devices a run takes, and that two runs never share a GPU. The GPUs are pretended."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from virnucpro_core.embedding.devices import ASSIGNED, leased
+from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.embedding.engine import embed
+from virnucpro_core.errors import GpuMemoryError, InputError
+from virnucpro_core.models.store import Model
+
+HOLD = """
+import sys, time, torch
+torch.cuda.device_count = lambda: 2
+from virnucpro_core.embedding.devices import leased
+with leased(sys.argv[1], int(sys.argv[2]) or None) as devices:
+    print(*devices, flush=True)
+    time.sleep(100)
+"""
+
+Hold = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    """Start a process that takes GPUs, of two, and keeps them until it is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(devices: str, gpus: int = 0, **env: str) -> subprocess.Popen[str]:
+        free = {name: value for name, value in os.environ.items() if name not in ASSIGNED}
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, devices, str(gpus)],
+            env={**free, "VIRNUCPRO_LOCKS": str(tmp_path), **env},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def took(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_lease_passes_to_the_run_that_waits_when_its_holder_is_killed(hold: Hold) -> None:
+    first, second = hold("auto", 1), hold("auto", 1)
+    assert {took(first), took(second)} == {"cuda:0", "cuda:1"}
+    third = hold("cuda", 1)
+    assert third.stdout is not None
+    assert not select.select([third.stdout], [], [], 5)[0]  # it waits
+    second.kill()
+    assert took(third) in ("cuda:0", "cuda:1")
+
+
+def test_lease_auto_takes_every_gpu_that_is_free(hold: Hold) -> None:
+    assert took(hold("cuda:1")) == "cuda:1"
+    assert took(hold("auto")) == "cuda:0"
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+def test_lease_steps_aside_where_gpus_are_assigned(name: str, hold: Hold) -> None:
+    assert took(hold("auto")) == "cuda:0 cuda:1"
+    assert took(hold("auto", 1, **{name: "0,1"})) == "cuda:0"
+
+
+def test_lease_of_the_cpu_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRNUCPRO_LOCKS", str(tmp_path / "absent"))
+    with leased("cpu") as devices:
+        assert devices == [torch.device("cpu")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:
+    start = time.monotonic()
+    words = ["embed", "none.parquet", "-o", "none.h5", "--model", "virnucpro-500"]
+    run = subprocess.run(
+        [sys.executable, "-m", "virnucpro_core.cli", *words, "--devices", "cuda"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("virnucpro: there is no GPU to use: ")
+    assert "driver" in run.stderr
+    assert time.monotonic() - start < 60  # a machine that is busy; 2 to 4 s on one that is not
+    assert not list(tmp_path.iterdir())
+
+
+def test_named_gpu_that_is_not_there_is_refused_with_the_facts() -> None:
+    with (
+        pytest.raises(InputError, match="'cuda:9' is not there: CUDA sees"),
+        leased("cuda:9"),
+    ):
+        pass
+
+
+def test_out_of_gpu_memory_has_an_exit_code_of_its_own(
+    edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 5 GiB")
+
+    monkeypatch.setattr(FrameEncoder, "__init__", full)
+    with pytest.raises(GpuMemoryError, match="while loading tiny") as refused:
+        embed(edge_frames, tmp_path / "shard.h5", tiny, devices=[torch.device("cpu")])
+    assert refused.value.exit_code == 4

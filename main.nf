@@ -1,7 +1,7 @@
 #!/usr/bin/env nextflow
 
 include { FASTA_CLASSIFY_VIRNUCPRO } from './subworkflows/local/fasta_classify_virnucpro'
-include { checkParameters ; helpText ; readInput ; failure ; refusals } from './subworkflows/local/utils_virnucpro_pipeline'
+include { checkParameters ; helpText ; readInput ; failure ; refusals ; summary } from './subworkflows/local/utils_virnucpro_pipeline'
 
 workflow {
     main:
@@ -12,8 +12,10 @@ workflow {
     }
     checkParameters(params, schema)
 
+    def samples = readInput(params.input)
+
     FASTA_CLASSIFY_VIRNUCPRO(
-        channel.fromList(readInput(params.input)),
+        channel.fromList(samples),
         channel.value([params.model, params.models_dir ? file(params.models_dir, checkIfExists: true) : []]),
     )
 
@@ -35,7 +37,7 @@ workflow {
             log.error("Sample ${sample} was left out: ${sentence}")
         }
         if (run.success) {
-            log.info("Calls:  ${outdir}/*/contigs.tsv\nReport: ${outdir}/report/report.html")
+            log.info(summary(samples, outdir, run.stats, run.duration))
         }
     }
     workflow.onError {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -60,6 +61,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     run = pipeline(folder, "--outdir", "results")
     assert run.returncode == 0, run.stdout
+    (folder / "said.txt").write_text(run.stdout)
     return folder
 
 
@@ -128,6 +130,19 @@ def test_report_names_both_samples(results: Path) -> None:
     assert "others" in page
 
 
+def test_last_words_tell_what_was_found_and_where(launched: Path) -> None:
+    said = (launched / "said.txt").read_text()
+    assert re.search(r"phages: \d+ of 10 contigs are viral, \d+ without a call", said)
+    assert "Report: results/report/report.html" in said
+    assert re.search(r"Tasks:  \d+ run, 0 cached, 0 tried again; ", said)
+
+
+def test_every_report_that_tower_names_is_there(results: Path) -> None:
+    named = re.findall(r'^  "(.*)":$', (ROOT / "tower.yml").read_text(), re.MULTILINE)
+    assert named
+    assert all(any(results.glob(pattern)) for pattern in named)
+
+
 def test_software_versions_are_told(results: Path) -> None:
     versions = (results / "pipeline_info" / "software_versions.yml").read_text()
     assert f"VIRNUCPRO_EMBED:\n    virnucpro: {vnp.__version__}\n" in versions
@@ -166,6 +181,7 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
         (["--outdr", "x"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
+        (["--devices", "tpu"], "--devices tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16."),
     ],
 )
@@ -231,6 +247,34 @@ def test_schema_and_configuration_agree_on_parameters_and_defaults() -> None:
         for name, rule in group["properties"].items()
     }
     assert configured == defaults
+
+
+def test_every_parameter_has_what_a_launch_form_shows() -> None:
+    schema = json.loads((ROOT / "nextflow_schema.json").read_text())
+    assert schema["allOf"] == [{"$ref": f"#/$defs/{name}"} for name in schema["$defs"]]
+    for group in schema["$defs"].values():
+        assert {"title", "description", "fa_icon", "properties"} <= group.keys()
+        assert all(
+            {"type", "description", "fa_icon"} <= r.keys() for r in group["properties"].values()
+        )
+    sheet = ROOT / schema["$defs"]["input_output"]["properties"]["input"]["schema"]
+    header = (DEMO / "samplesheet.csv").read_text().splitlines()[0]
+    assert list(json.loads(sheet.read_text())["items"]["properties"]) == header.split(",")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("parameters.yml", "outdir: there\nshard_bp: 20000\nmin_viral_fraction: 0.25\n"),
+        ("parameters.json", '{"outdir": "there", "shard_bp": 20000, "min_viral_fraction": 0.25}'),
+    ],
+)
+def test_parameters_out_of_a_file(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    run = pipeline(tmp_path, "-stub", "-params-file", name)
+    assert run.returncode == 0, run.stdout
+    assert (tmp_path / "there" / "phages" / "contigs.tsv").exists()
+    assert "Calls:  there/*/contigs.tsv" in run.stdout
 
 
 def test_help_names_every_parameter(tmp_path: Path) -> None:

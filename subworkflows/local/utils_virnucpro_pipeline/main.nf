@@ -31,6 +31,9 @@ def checkParameters(params, schema) {
         if (rule['enum'] && !(value in rule['enum'])) {
             error("--${name} ${value}: give one of ${rule['enum'].join(', ')}.")
         }
+        if (rule.pattern && !(value.toString() ==~ rule.pattern)) {
+            error("--${name} ${value}: this does not fit. ${rule.description}.")
+        }
         if (rule.minimum != null && value < rule.minimum) {
             error("--${name} ${value}: give ${rule.minimum} or more.")
         }
@@ -136,6 +139,21 @@ def sampleName(fasta) {
         .replaceFirst(/\.(gz|bz2|xz|zst)$/, '')
         .replaceFirst(/\.(fa|fasta|fna|fas)$/, '')
         .replaceAll(/[^A-Za-z0-9._-]+/, '_')
+}
+
+/** The last words of a finished run: what was found in each sample, where it lies, what it took. */
+def summary(samples, outdir, stats, duration) {
+    def told = samples.collect { meta, _fastas -> [meta.id, file("${outdir}/${meta.id}/summary.json")] }
+        .findAll { _id, json -> json.exists() && json.size() > 0 } // a stub's is empty
+        .collect { id, json ->
+            def contigs = new groovy.json.JsonSlurper().parse(json).contigs
+            "${id}: ${contigs.virus} of ${contigs.total} contigs are viral, ${contigs.no_call} without a call"
+        }
+    def lines = told.size() > 20 ? told.take(20) + ["and ${told.size() - 20} samples more"] : told
+    lines << "Calls:  ${outdir}/*/contigs.tsv"
+    lines << "Report: ${outdir}/report/report.html"
+    lines << "Tasks:  ${stats.succeededCount} run, ${stats.cachedCount} cached, ${stats.failedCount} tried again; ${duration}"
+    return lines.join('\n')
 }
 
 /** The samples that the run left out, each with the sentence that refused it; the run's trace knows them. */

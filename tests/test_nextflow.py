@@ -281,3 +281,23 @@ def test_help_names_every_parameter(tmp_path: Path) -> None:
     run = pipeline(tmp_path, "--help")
     assert run.returncode == 0
     assert "--min_viral_fraction" in run.stdout
+
+
+def test_another_pipeline_takes_the_subworkflow_in(tmp_path: Path) -> None:
+    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
+    run = nextflow(tmp_path, "run", f"{ROOT}/tests/including/main.nf", PATH=path)
+    assert run.returncode == 0, run.stdout
+    assert "longest virus of gut_1 (gut): lambda_1000bp" in run.stdout
+    assert f"VIRNUCPRO_EMBED: virnucpro {vnp.__version__}" in run.stdout
+
+
+def test_modules_and_subworkflow_know_no_parameters() -> None:
+    parts = [*ROOT.glob("modules/**/main.nf"), *ROOT.glob("subworkflows/local/fasta_*/main.nf")]
+    assert len(parts) == 7
+    assert not [part for part in parts if "params" in part.read_text()]
+
+
+def test_modules_name_this_version() -> None:
+    for module in ROOT.glob("modules/local/virnucpro/*"):
+        assert f"virnucpro:{vnp.__version__}'" in (module / "main.nf").read_text()
+        assert f"virnucpro=={vnp.__version__}\n" in (module / "environment.yml").read_text()

@@ -257,7 +257,7 @@ def test_every_parameter_has_what_a_launch_form_shows() -> None:
         assert all(
             {"type", "description", "fa_icon"} <= r.keys() for r in group["properties"].values()
         )
-    sheet = ROOT / schema["$defs"]["input_output"]["properties"]["input"]["schema"]
+    sheet = ROOT / schema["$defs"]["input_output_options"]["properties"]["input"]["schema"]
     header = (DEMO / "samplesheet.csv").read_text().splitlines()[0]
     assert list(json.loads(sheet.read_text())["items"]["properties"]) == header.split(",")
 

@@ -4,7 +4,7 @@ process VIRNUCPRO_CLASSIFY {
 
     conda "${moduleDir}/environment.yml"
     container "${workflow.containerEngine in ['singularity', 'apptainer'] && !task.ext.singularity_pull_docker_container
-        ? 'oras://ghcr.io/virnucpro/virnucpro:0.1.0-sif'
+        ? 'docker://ghcr.io/virnucpro/virnucpro:0.1.0'
         : 'ghcr.io/virnucpro/virnucpro:0.1.0'}"
 
     input:

@@ -35,6 +35,18 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class DeviceClass(StrEnum):
+    """What `embed` will run on."""
+
+    cpu = "cpu"
+    t4 = "t4"
+    v100 = "v100"
+    a100 = "a100"
+    l40s = "l40s"
+    h100 = "h100"
+    h200 = "h200"
+
+
 Fasta = Annotated[list[Path], typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 ModelName = Annotated[str, typer.Option("--model", help="mini, virnucpro-300 or virnucpro-500.")]
@@ -52,7 +64,10 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
 ]
 Frames = Annotated[list[Path], typer.Option("--frames", help="Frame table; repeat for several.")]
-ShardBp = Annotated[int, typer.Option(min=1, help="Bases of a piece, about.")]
+ShardBp = Annotated[
+    int | None,
+    typer.Option(min=1, help="Bases of a piece, about; else by --model, or 10,000,000."),
+]
 MinViralFraction = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, help="Share of a contig's windows that makes it a virus."),
@@ -87,11 +102,21 @@ def predict(
 
 
 @app.command()
-def split(fasta: Fasta, output: Output, shard_bp: ShardBp = 10_000_000) -> None:
+def split(
+    fasta: Fasta,
+    output: Output,
+    shard_bp: ShardBp = None,
+    model: Annotated[str | None, typer.Option(help="The model that will embed.")] = None,
+    device_class: Annotated[
+        DeviceClass, typer.Option(help="With --model: a piece keeps such a device 10 minutes busy.")
+    ] = DeviceClass.cpu,
+) -> None:
     """Cut FASTA into pieces of whole contigs, with an inventory of every contig."""
-    from virnucpro_core.sequences.split import split
+    from virnucpro_core.sequences.split import SHARD_BP, auto_shard_bp, split
 
-    split(fasta, output, shard_bp)
+    if shard_bp is None and model is not None:
+        shard_bp = auto_shard_bp(fasta, model, device_class)
+    split(fasta, output, shard_bp or SHARD_BP)
 
 
 @app.command()

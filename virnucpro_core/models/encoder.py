@@ -39,6 +39,16 @@ def dtype_of(precision: str) -> torch.dtype:
         ) from None
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """InputError unless the precision is known and the device computes in it."""
+    dtype_of(precision)
+    if precision == "fp8" and not has_fp8(device):
+        raise InputError(
+            f"precision fp8 needs a GPU of compute capability 8.9 or more, which {device} is not; "
+            "choose another --precision."
+        )
+
+
 class Encoder(nn.Module, ABC):
     """Sequences to one vector each: tokenise, run packed, average over tokens."""
 
@@ -89,14 +99,12 @@ class Encoder(nn.Module, ABC):
         Raises InputError for a precision that is unknown, that the device lacks, or that cannot be
         reached any more: what is quantized stays so.
         """
-        device, dtype = torch.device(device), dtype_of(precision)
-        if precision == "fp8" and not has_fp8(device):
-            raise InputError("precision fp8 needs a GPU of compute capability 8.9 or more.")
+        check_precision(precision, torch.device(device))
         if self.precision == "fp8":
             if precision != "fp8":
                 raise InputError("this encoder is in fp8 already; load it again for more.")
             return self.to(device=device)
-        self.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype_of(precision))
         return self.to_fp8() if precision == "fp8" else self
 
     def embed(

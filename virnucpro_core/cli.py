@@ -33,6 +33,7 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+    fp8 = "fp8"
 
 
 Fasta = Annotated[list[Path], typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.")]
@@ -45,6 +46,9 @@ ModelsDir = Annotated[
 Devices = Annotated[str, typer.Option(help="auto, cpu, or a list like cuda:0,cuda:1.")]
 PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Run fp8 even where no validation was passed.")
 ]
 Frames = Annotated[list[Path], typer.Option("--frames", help="Frame table; repeat for several.")]
 ShardBp = Annotated[int, typer.Option(min=1, help="Bases of a piece, about.")]
@@ -62,6 +66,7 @@ def predict(
     models_dir: ModelsDir = None,
     devices: Devices = "auto",
     precision: PrecisionOption = None,
+    force: Force = False,
     min_viral_fraction: MinViralFraction = 0.5,
 ) -> None:
     """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
@@ -74,6 +79,7 @@ def predict(
         models_dir=models_dir,
         devices=devices,
         precision=precision,
+        force=force,
         min_viral_fraction=min_viral_fraction,
     )
     calls = table["call"].to_pylist()
@@ -121,6 +127,7 @@ def embed(
     models_dir: ModelsDir = None,
     devices: Devices = "auto",
     precision: PrecisionOption = None,
+    force: Force = False,
     checkpoint_dir: Annotated[
         Path | None, typer.Option(help="Where finished blocks are kept; else beside the output.")
     ] = None,
@@ -132,12 +139,16 @@ def embed(
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.embedding.engine import embed
     from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.models.validations import require
 
+    chosen, places = resolve_model(model, models_dir), parse_devices(devices)
+    if precision is not None:
+        require(chosen, precision, places, force=force)
     embed(
         frames,
         output,
-        resolve_model(model, models_dir),
-        devices=parse_devices(devices),
+        chosen,
+        devices=places,
         precision=precision,
         checkpoint_dir=checkpoint_dir,
         token_budget=token_budget,
@@ -192,6 +203,49 @@ def report(
     from virnucpro_core.results.report import write_report
 
     write_report(results, output)
+
+
+@app.command()
+def validate(
+    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    model: ModelName,
+    precision: Annotated[Precision, typer.Option(help="The one in question.")],
+    against: Annotated[Precision, typer.Option(help="The reference.")] = Precision.fp32,
+    models_dir: ModelsDir = None,
+    sample: Annotated[int, typer.Option(min=1, help="Frames to compare, at most.")] = 1000,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    min_agreement: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of frames called alike.")
+    ] = 0.999,
+    min_cosine: Annotated[
+        float, typer.Option(min=-1.0, max=1.0, help="Of either encoder, on every frame.")
+    ] = 0.999,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+) -> None:
+    """Compare a precision with another on a sample of frames; exit code 1 below the bar."""
+    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.validate import validate
+
+    outcome = validate(
+        frames,
+        resolve_model(model, models_dir),
+        precision,
+        against,
+        device=parse_devices(device)[0],
+        sample=sample,
+        min_agreement=min_agreement,
+        min_cosine=min_cosine,
+    )
+    typer.echo(str(outcome))
+    if json_file is not None:
+        json_file.write_text(json.dumps(outcome.record(), indent=2) + "\n")
+    if outcome.misses:
+        raise VirNucProError(
+            f"{model} in {precision} is below the bar: {'; '.join(outcome.misses)}."
+        )
 
 
 VirusFasta = Annotated[list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.")]

@@ -64,7 +64,7 @@ def predict(
         work / name for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
     )
     translate(split(paths, work), frames, chosen.window)
-    embed(frames, shard, chosen, devices=places, precision=precision)
+    embed(frames, shard, chosen, devices=places, precision=precision, force=force)
     merge([shard], [frames], embeddings)
     table = classify(
         embeddings,

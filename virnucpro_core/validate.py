@@ -18,8 +18,8 @@ import torch
 from numpy.linalg import norm
 from numpy.typing import NDArray
 
-from virnucpro_core.benchmark import machine
 from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.machine import machine
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.encoder import check_precision, dtype_of

@@ -7,6 +7,11 @@ import torch
 from virnucpro_core.errors import InputError
 
 
+def default_precision(device: torch.device) -> str:
+    """fp16 on a GPU, fp32 on the CPU."""
+    return "fp32" if device.type == "cpu" else "fp16"
+
+
 def parse_devices(text: str) -> list[torch.device]:
     """Devices from "auto" (every GPU seen, else the CPU), "cpu", or a list like "cuda:0,cuda:1".
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env nextflow
 
 include { FASTA_CLASSIFY_VIRNUCPRO } from './subworkflows/local/fasta_classify_virnucpro'
-include { checkParameters ; helpText ; readInput ; failure } from './subworkflows/local/utils_virnucpro_pipeline'
+include { checkParameters ; helpText ; readInput ; failure ; refusals } from './subworkflows/local/utils_virnucpro_pipeline'
 
 workflow {
     main:
@@ -31,6 +31,9 @@ workflow {
     def run = workflow // event handlers do not see `workflow` itself
     def outdir = params.outdir
     workflow.onComplete {
+        refusals(file("${outdir}/pipeline_info/trace.txt"), run.workDir).each { sample, sentence ->
+            log.error("Sample ${sample} was left out: ${sentence}")
+        }
         if (run.success) {
             log.info("Calls:  ${outdir}/*/contigs.tsv\nReport: ${outdir}/report/report.html")
         }

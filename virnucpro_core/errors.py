@@ -19,6 +19,12 @@ class ModelError(VirNucProError):
     exit_code = 3
 
 
+class GpuMemoryError(VirNucProError):
+    """A GPU's memory does not hold the work; a smaller token budget or a larger GPU may."""
+
+    exit_code = 4
+
+
 class StoppedError(VirNucProError):
     """Stopped by a signal; the same command goes on where it stood."""
 

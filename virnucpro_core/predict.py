@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from virnucpro_core.embedding.devices import parse_devices
+from virnucpro_core.embedding.devices import leased, parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.models.store import resolve_model
@@ -56,7 +56,7 @@ def predict(
             )
     out = Path(output)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
-    places = parse_devices(devices)
+    places = parse_devices(devices)  # what is not there is refused before anything is done
     if precision is not None:
         require(chosen, precision, places, force=force)
     work = out / WORK
@@ -64,7 +64,8 @@ def predict(
         work / name for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
     )
     translate(split(paths, work), frames, chosen.window)
-    embed(frames, shard, chosen, devices=places, precision=precision, force=force)
+    with leased(devices) as places:
+        embed(frames, shard, chosen, devices=places, precision=precision, force=force)
     merge([shard], [frames], embeddings)
     table = classify(
         embeddings,

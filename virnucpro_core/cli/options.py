@@ -25,7 +25,12 @@ ModelsDir = Annotated[
     Path | None,
     typer.Option(help="Folder of models; else $VIRNUCPRO_MODELS. mini needs none."),
 ]
-Devices = Annotated[str, typer.Option(help="auto, cpu, or a list like cuda:0,cuda:1.")]
+Devices = Annotated[
+    str,
+    typer.Option(
+        help="auto (the GPUs that are free, else the CPU), cuda, cpu, or a list: cuda:0,cuda:1."
+    ),
+]
 PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
 ]

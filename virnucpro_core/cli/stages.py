@@ -100,22 +100,26 @@ def embed(
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to take with auto or cuda, at most.")
+    ] = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
-    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.embedding.devices import leased
     from virnucpro_core.embedding.engine import embed
     from virnucpro_core.models.store import resolve_model
 
-    embed(
-        frames,
-        output,
-        resolve_model(model, models_dir),
-        devices=parse_devices(devices),
-        precision=precision,
-        force=force,
-        checkpoint_dir=checkpoint_dir,
-        token_budget=token_budget,
-    )
+    with leased(devices, gpus) as places:
+        embed(
+            frames,
+            output,
+            resolve_model(model, models_dir),
+            devices=places,
+            precision=precision,
+            force=force,
+            checkpoint_dir=checkpoint_dir,
+            token_budget=token_budget,
+        )
 
 
 @app.command()

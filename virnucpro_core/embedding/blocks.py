@@ -6,9 +6,11 @@ leaves whole blocks alone, in a folder named for all that decides their values.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.errors import VirNucProError
 from virnucpro_core.files import written_aside
 
 logger = logging.getLogger("virnucpro.embed")
@@ -27,6 +30,33 @@ BLOCK_SECONDS = 2.0
 
 def _record(dim: int) -> np.dtype[np.void]:
     return np.dtype([("row", np.int64), ("embedding", np.float32, (dim,))])
+
+
+@contextmanager
+def claimed(roots: Sequence[Path], name: str) -> Iterator[Path]:
+    """The folder `name` in the first of the roots where no other process has it claimed.
+
+    An orphan of a killed run and its successor would otherwise delete each other's blocks. The
+    kernel ends the claim with the process.
+    """
+    for root in roots:
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s: another process is at work there", folder)
+            os.close(file)
+            continue
+        except OSError as error:  # a disk without locks
+            logger.debug("%s: %s", folder, error)
+        try:
+            yield folder
+        finally:
+            os.close(file)
+        return
+    raise VirNucProError(f"{roots[-1]}: another process writes this very output; wait for it.")
 
 
 class BlockWriter:

@@ -1,10 +1,28 @@
-"""Which devices a run may use."""
+"""Which devices a run may use, and that no other run on this machine uses them too."""
 
 from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from virnucpro_core.errors import InputError
+
+logger = logging.getLogger("virnucpro.embed")
+
+ASSIGNED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "PBS_GPUFILE")
+"""Set where a scheduler, Nextflow or the user has already said whose the GPUs are."""
+
+SMI = "index,name,compute_cap,driver_version,memory.free,mig.mode.current"
 
 
 def default_precision(device: torch.device) -> str:
@@ -13,24 +31,106 @@ def default_precision(device: torch.device) -> str:
 
 
 def parse_devices(text: str) -> list[torch.device]:
-    """Devices from "auto" (every GPU seen, else the CPU), "cpu", or a list like "cuda:0,cuda:1".
+    """Devices from "auto" (every GPU seen, else the CPU), "cuda" (every GPU seen, at least one),
+    "cpu", or a list like "cuda:0,cuda:1".
 
     A device named twice gets two processes. Raises InputError for one that is not there.
     """
     count = torch.cuda.device_count()
-    if text == "auto":
-        names = [f"cuda:{n}" for n in range(count)] or ["cpu"]
-    else:
-        names = ["cuda:0" if name == "cuda" else name for name in text.replace(" ", "").split(",")]
+    seen = [f"cuda:{n}" for n in range(count)]
+    names = {"auto": seen or ["cpu"], "cuda": seen}.get(text, text.replace(" ", "").split(","))
+    if not names:
+        raise InputError(f"there is no GPU to use: {gpu_facts()}. Or give --devices cpu.")
     devices = []
     for name in names:
         kind, _, number = name.partition(":")
         if name != "cpu" and not (kind == "cuda" and number.isdecimal()):
-            raise InputError(f"device {name!r} is not known; give auto, cpu, or cuda:0,cuda:1 ….")
+            raise InputError(
+                f"device {name!r} is not known; give auto, cpu, cuda or cuda:0,cuda:1."
+            )
         if kind == "cuda" and int(number) >= count:
             raise InputError(
-                f"device {name!r} is not there: CUDA sees {count} device(s); "
-                "check the driver and CUDA_VISIBLE_DEVICES, or give --devices cpu."
+                f"device {name!r} is not there: CUDA sees {count} device(s); {gpu_facts()}. "
+                "Or give --devices cpu."
             )
         devices.append(torch.device(name))
     return devices
+
+
+def gpu_facts() -> str:
+    """What can be known of this machine's GPUs without using one."""
+    facts = [] if torch.version.cuda else ["this torch is built without CUDA"]
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        facts.append(f"CUDA_VISIBLE_DEVICES is '{visible}'")
+    driver = Path("/proc/driver/nvidia/version")
+    smi = shutil.which("nvidia-smi")
+    if not driver.exists():
+        facts.append("no NVIDIA driver is loaded")
+    elif smi is None:
+        facts.append(f"{driver.read_text().splitlines()[0]}; no nvidia-smi to say more")
+    else:
+        query = [smi, f"--query-gpu={SMI}", "--format=csv,noheader"]
+        with suppress(subprocess.TimeoutExpired):
+            said = subprocess.run(query, capture_output=True, text=True, timeout=10)
+            lines = (said.stdout or said.stderr).splitlines()
+            facts.append(f"nvidia-smi ({SMI}): {'; '.join(lines)}")
+    return "; ".join(facts)
+
+
+def _locks() -> Path:
+    """The same folder for every run on this machine, whoever's it is."""
+    return Path(os.environ.get("VIRNUCPRO_LOCKS", "/tmp"))  # not $TMPDIR, which may be a task's own
+
+
+def _lock(device: torch.device, held: ExitStack) -> bool:
+    """Take a GPU's lock, which the kernel gives back when this process ends, however it ends."""
+    path = _locks() / f"virnucpro-gpu{device.index}.lock"
+    try:
+        file = os.open(path, os.O_RDONLY)  # another user's may be opened, not created
+    except FileNotFoundError:
+        file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    held.callback(os.close, file)
+    return True
+
+
+@contextmanager
+def leased(text: str, gpus: int | None = None) -> Iterator[list[torch.device]]:
+    """The devices of `text`, as `parse_devices` reads it, for this run alone.
+
+    Of "auto" and "cuda" at most `gpus`, and only GPUs that no other run holds; where all are held
+    it waits for one, and for a list until each is free. Where a scheduler assigned GPUs, or
+    CUDA_VISIBLE_DEVICES is set, nothing is locked.
+    """
+    devices = parse_devices(text)
+    some = text in ("auto", "cuda")
+    with ExitStack() as held:
+        if not any(name in os.environ for name in ASSIGNED) and devices[0].type == "cuda":
+            devices = _wait_for(devices, (gpus or 0) if some else len(set(devices)), some, held)
+        if some:
+            devices = devices[:gpus]
+            logger.info("%s took %s", text, ", ".join(map(str, devices)))
+        yield devices
+
+
+def _wait_for(
+    devices: Sequence[torch.device], wanted: int, some: bool, held: ExitStack
+) -> list[torch.device]:
+    said = False
+    while True:
+        with ExitStack() as mine:
+            free: list[torch.device] = []
+            for device in dict.fromkeys(devices):
+                if (not wanted or len(free) < wanted) and _lock(device, mine):
+                    free.append(device)
+            if len(free) >= (min(wanted, len(set(devices))) or 1):
+                held.push(mine.pop_all())
+                return free if some else list(devices)
+        if not said:
+            logger.info("waiting for a GPU: other runs hold %s", ", ".join(map(str, devices)))
+            said = True
+        time.sleep(random.uniform(0.2, 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from virnucpro_core.embedding.prefetch import side_by_side
 from virnucpro_core.embedding.schedule import Batch, Rows
 from virnucpro_core.embedding.timing import Stages
-from virnucpro_core.errors import ModelError, VirNucProError
+from virnucpro_core.errors import GpuMemoryError, ModelError, VirNucProError
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.encoder import dtype_of
 from virnucpro_core.models.esm2 import load_esm2
@@ -80,7 +80,8 @@ class FrameEncoder:
         """Embed batches, in order. On the CPU each core has a batch of its own.
 
         That needs no barrier within a batch, which keeps its speed where cores are shared. Raises
-        VirNucProError for a value that is not finite, or a frame that the GPU's memory cannot hold.
+        VirNucProError for a value that is not finite, GpuMemoryError for a frame that the GPU's
+        memory cannot hold.
         """
         if self.device.type == "cpu":
             results = self._embed_on_cpu(batches, stages)
@@ -136,7 +137,7 @@ class FrameEncoder:
                 return [(batch.rows, self._pooled(batch))]
             except torch.OutOfMemoryError:
                 if len(batch.rows) == 1:
-                    raise VirNucProError(
+                    raise GpuMemoryError(
                         f"{self.device}: out of memory with one frame of {tokens} tokens; "
                         "use a GPU with more memory, or --devices cpu."
                     ) from None

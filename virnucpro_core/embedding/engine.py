@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from virnucpro_core.embedding.blocks import block_writer, read_blocks
+from virnucpro_core.embedding.blocks import block_writer, claimed, read_blocks
 from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.packing import packing_enabled
@@ -29,7 +30,7 @@ from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
-from virnucpro_core.errors import InputError, StoppedError, VirNucProError
+from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
 from virnucpro_core.progress import Progress
@@ -55,8 +56,15 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     Raises StoppedError, after writing what is finished, once `stop` is set.
     """
     stages = Stages()
+    try:
+        with stages("load"):
+            encoder = FrameEncoder(job.model, torch.device(device), job.precision)
+    except torch.OutOfMemoryError as error:
+        raise GpuMemoryError(
+            f"{device}: out of memory while loading {job.model.name}; is another program on it? "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     with stages("load"):
-        encoder = FrameEncoder(job.model, torch.device(device), job.precision)
         lengths = protein_tokens(job.frames)
         done = np.zeros(len(lengths), np.bool_)
         for block in read_blocks(job.blocks, job.model.dim, len(lengths)):
@@ -73,6 +81,17 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     )
     run_schedule(encoder, schedule, job, stages, stop)
     logger.info("%s: %s", device, stages)
+    (job.blocks / f"used{rank}.json").write_text(json.dumps(used(device, job.precision)))
+
+
+def used(device: str, precision: str) -> dict[str, str | int]:
+    """What this process worked with: the device's name, the precision, its peak of memory."""
+    if device == "cpu":
+        name, peak = "CPU", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    else:
+        name = torch.cuda.get_device_name(device)
+        peak = torch.cuda.max_memory_allocated(device)
+    return {"device": name, "precision": precision, "peak_bytes": peak}
 
 
 def run_schedule(
@@ -123,7 +142,8 @@ def join_blocks(job: Job, output: Path, origin: Origin, meta: FrameMeta) -> None
     ]
     dim = job.model.dim
     parts = _gathered(read_blocks(job.blocks, dim, meta.rows), meta.rows, dim)
-    write_shard(output, origin, meta.digest, np.array(ids, "S"), dim, parts)
+    ranks = [json.loads(path.read_text()) for path in sorted(job.blocks.glob("used*.json"))]
+    write_shard(output, origin, meta.digest, np.array(ids, "S"), dim, parts, ranks)
 
 
 def _finished(output: Path, origin: Origin, meta: FrameMeta) -> bool:
@@ -153,6 +173,7 @@ def embed(
     validation of the model unless `force` is set. Finished blocks are
     kept in `checkpoint_dir` (default: beside the output) under a name made from all that decides
     their values, so a run that was killed goes on where it stood, and a stale block is not used.
+    While another process is at work on the very same frames there, they stay beside the output.
 
     Raises InputError for a bad frame table or a table of another window, ModelError for a model
     that does not load, StoppedError when stopped by a signal.
@@ -170,19 +191,13 @@ def embed(
         logger.info("%s is complete already", output)
         return
     key = hashlib.sha256(json.dumps([meta.digest, vars(origin)], sort_keys=True).encode())
-    root = checkpoint_dir or output.with_name(f"{output.name}.blocks")
-    job = Job(
-        frames=frames,
-        model=model,
-        precision=precision,
-        token_budget=token_budget,
-        blocks=root / key.hexdigest()[:16],
-    )
-    job.blocks.mkdir(parents=True, exist_ok=True)
-    if meta.rows:
-        run_ranks(embed_rank, job, [str(device) for device in devices], output)
-    join_blocks(job, output, origin, meta)
-    shutil.rmtree(job.blocks)
-    if checkpoint_dir is None:
-        root.rmdir()
+    beside = output.with_name(f"{output.name}.blocks")
+    with claimed([checkpoint_dir or beside, beside], key.hexdigest()[:16]) as blocks:
+        job = Job(frames, model, precision, token_budget, blocks)
+        if meta.rows:
+            run_ranks(embed_rank, job, [str(device) for device in devices], output)
+        join_blocks(job, output, origin, meta)
+        shutil.rmtree(blocks)
+    if beside.exists():
+        shutil.rmtree(beside)
     logger.info("%d frames embedded with %s in %s", meta.rows, model.name, precision)

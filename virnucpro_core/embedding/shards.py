@@ -19,6 +19,10 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
 
 FORMAT = "1"
+
+Used = dict[str, str | int]
+"""Device, precision and peak of memory of a process that embedded."""
+
 ROWS = 1024
 """Ids in one HDF5 chunk, and embeddings copied at a time."""
 
@@ -88,8 +92,11 @@ def write_shard(
     ids: NDArray[np.bytes_],
     dim: int,
     parts: Iterator[NDArray[np.float32]],
+    used: Sequence[Used] = (),
 ) -> None:
     """Write a shard from consecutive parts of its embeddings, float32 (n, dim) each.
+
+    used: what each process that made them worked with.
 
     Raises ValueError, and leaves no file, when the parts are not as many rows as ids.
     """
@@ -103,6 +110,7 @@ def write_shard(
         if at != len(ids):
             raise ValueError(f"{at} embeddings for {len(ids)} frames")
         file.attrs["digest"] = digest
+        file.attrs["used"] = json.dumps(used)
         origin.write(file)
 
 
@@ -185,6 +193,17 @@ class EmbeddingFile:
             f"{self.path}: its source {name} is not beside it; keep the shards with it, or merge "
             "with --copy."
         )
+
+    def used(self) -> list[Used]:
+        """What embedded the rows: each device and precision once, with its peak over all tasks."""
+        peaks: dict[tuple[str, str], Used] = {}
+        for source in self.sources:
+            with open_h5(source.path) as file:
+                for one in json.loads(file.attrs.get("used", "[]")):
+                    known = peaks.setdefault((one["device"], one["precision"]), {**one, "tasks": 0})
+                    known["tasks"] = int(known["tasks"]) + 1
+                    known["peak_bytes"] = max(int(known["peak_bytes"]), one["peak_bytes"])
+        return list(peaks.values())
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -247,6 +247,7 @@ def classify(
             "weights": dict(sorted(model.weights.items())),
             "precision": source.origin.precision,
             "packed": source.origin.packed,
+            "embedded_on": source.used(),
             "version": __version__,
             "min_viral_fraction": min_viral_fraction,
         }

@@ -106,6 +106,12 @@ def _made_by(samples: Sequence[_Sample]) -> list[dict[str, Any]]:
         facts = {key: sample.summary[key] for key in MADE_BY}
         way = ways.setdefault(json.dumps(facts, sort_keys=True), {**facts, "samples": []})
         way["samples"].append(sample.name)
+        way.setdefault("embedded_on", []).extend(
+            f"{one['device']}, {one['precision']}, at most {one['peak_bytes'] / 2**30:.1f} GiB"
+            for one in sample.summary.get("embedded_on", ())
+        )
+    for way in ways.values():
+        way["embedded_on"] = sorted(set(way["embedded_on"]))
     return list(ways.values())
 
 

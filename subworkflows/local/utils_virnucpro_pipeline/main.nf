@@ -138,10 +138,30 @@ def sampleName(fasta) {
         .replaceAll(/[^A-Za-z0-9._-]+/, '_')
 }
 
+/** The samples that the run left out, each with the sentence that refused it; the run's trace knows them. */
+def refusals(trace, workDir) {
+    if (!trace.exists()) {
+        return [:]
+    }
+    def (names, rows) = trace.readLines().collect { line -> line.tokenize('\t') }.with { lines -> [lines.head(), lines.tail()] }
+    return rows
+        .collect { row -> [names, row].transpose().collectEntries() }
+        .findAll { row -> row.status == 'FAILED' && row.exit == '2' && row.name ==~ /.*SPLIT \(.*\)/ }
+        .collectEntries { row ->
+            def said = files("${workDir}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
+            [row.name.replaceFirst(/.*\((.*)\)/, '$1'), said ? bare(said.last()) : 'see the trace.']
+        }
+}
+
+/** A task's sentence, with the names of files as the user knows them. */
+def bare(sentence) {
+    return sentence.replaceAll('fasta/[0-9]+/', '')
+}
+
 /** What to tell of a failed run: the sentence with which a task refused, if one did. */
 def failure(status, message) {
     def said = (message ?: '').readLines().findAll { line -> line.trim() }
     return status in [2, 3] && said
-        ? said.last().replaceAll('fasta/[0-9]+/', '') // where the task had the file
+        ? bare(said.last())
         : 'The run failed; what is done is kept: the same command with -resume goes on from there.'
 }

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from virnucpro_core.embedding.blocks import block_writer, claimed, read_blocks
 from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.packing import packing_enabled
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
+from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
 from virnucpro_core.progress import Progress

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from virnucpro_core.embedding.packing import plan
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.ops import has_fp8
+from virnucpro_core.models.packing import plan
 from virnucpro_core.sequences.tokens import Tokens
 
 PRECISIONS = {

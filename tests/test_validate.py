@@ -16,9 +16,9 @@ from tiny import WINDOW, write_tiny_model
 
 import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, VirNucProError
-from virnucpro_core.models.encoder import check_precision
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.ops import Float8Linear
+from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.models.validations import STORED, passed, require
 from virnucpro_core.sequences.translate import translate
@@ -204,7 +204,7 @@ def test_cli_fp8_without_a_gpu_for_it_is_refused(
 def test_fp8_is_refused_without_a_validation(
     own: Model, edge: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("virnucpro_core.models.encoder.has_fp8", lambda _: True)
+    monkeypatch.setattr("virnucpro_core.models.precision.has_fp8", lambda _: True)
     with pytest.raises(InputError, match="tiny has no passed validation in fp8"):
         vnp.predict(edge, "tiny", models_dir=own.folder.parent, devices="cpu", precision="fp8")
 
@@ -214,7 +214,7 @@ def test_encoder_converts_to_fp8_and_not_back(own: Model, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match=r"fp8 needs a GPU of compute capability 8\.9"):
         encoder.placed("cpu", "fp8")
     assert encoder.precision == "fp32"
-    monkeypatch.setattr("virnucpro_core.models.encoder.has_fp8", lambda _: True)
+    monkeypatch.setattr("virnucpro_core.models.precision.has_fp8", lambda _: True)
     assert encoder.placed("cpu", "fp8") is encoder
     assert encoder.placed("cpu", "fp8").precision == "fp8"
     assert encoder.embedding.weight.dtype == torch.bfloat16

@@ -22,8 +22,8 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.machine import machine
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
-from virnucpro_core.models.encoder import check_precision, dtype_of
 from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.precision import check_precision, dtype_of
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import keep
 from virnucpro_core.results.calls import frame_is_virus

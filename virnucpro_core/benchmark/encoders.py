@@ -24,8 +24,8 @@ from virnucpro_core.benchmark.peers import PEERS
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.ops import has_fp8
 from virnucpro_core.models.packing import plan
+from virnucpro_core.models.precision import has_fp8
 from virnucpro_core.sequences.tokens import Tokens
 
 logger = logging.getLogger("virnucpro.benchmark")

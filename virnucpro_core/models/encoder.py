@@ -17,36 +17,9 @@ from torch import Tensor, nn
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.attention import Layout, to_device
-from virnucpro_core.models.ops import has_fp8
 from virnucpro_core.models.packing import plan
+from virnucpro_core.models.precision import PRECISIONS, check_precision, dtype_of
 from virnucpro_core.sequences.tokens import Tokens
-
-PRECISIONS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.bfloat16,  # what is not quantized
-}
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """torch dtype of a precision's name; InputError for one that is unknown."""
-    try:
-        return PRECISIONS[precision]
-    except KeyError:
-        raise InputError(
-            f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}."
-        ) from None
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """InputError unless the precision is known and the device computes in it."""
-    dtype_of(precision)
-    if precision == "fp8" and not has_fp8(device):
-        raise InputError(
-            f"precision fp8 needs a GPU of compute capability 8.9 or more, which {device} is not; "
-            "choose another --precision."
-        )
 
 
 class Encoder(nn.Module, ABC):

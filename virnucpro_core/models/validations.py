@@ -14,7 +14,7 @@ import torch
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
-from virnucpro_core.models.encoder import check_precision
+from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model
 
 logger = logging.getLogger("virnucpro.models")

@@ -107,6 +107,31 @@ def test_embed_table_without_frames_gives_an_empty_shard(tiny: Model, tmp_path: 
         assert read(tmp_path / name)[1].shape == (0, tiny.dim)
 
 
+def test_embed_leaves_the_checkpoints_of_a_running_process_alone(
+    shard: Path, edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The orphan of a killed run and its successor are at work on the same frames."""
+    kept = tmp_path / "kept"
+
+    def successor(*_: object) -> None:
+        monkeypatch.undo()
+        embed(edge_frames, tmp_path / "second.h5", tiny, devices=CPU, checkpoint_dir=kept)
+        assert [len(list(folder.iterdir())) for folder in kept.iterdir()] == [0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virnucpro_core.embedding.engine.run_ranks", successor)
+    with pytest.raises(KeyboardInterrupt):
+        embed(edge_frames, tmp_path / "first.h5", tiny, devices=CPU, checkpoint_dir=kept)
+    assert np.array_equal(read(shard)[1], read(tmp_path / "second.h5")[1])
+    assert not list(tmp_path.glob("second.h5.*"))
+
+
+def test_shard_tells_what_embedded_it(shard: Path) -> None:
+    (used,) = EmbeddingFile(shard).used()
+    assert (used["device"], used["precision"], used["tasks"]) == ("CPU", "fp32", 1)
+    assert int(used["peak_bytes"]) > 1 << 20
+
+
 @pytest.fixture(scope="module")
 def many_frames(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough frames that a run, one sequence at a time, lasts for several seconds."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import random
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -171,3 +173,29 @@ def test_translate_bad_input_leaves_no_file(tmp_path: Path) -> None:
 
 def test_frame_table_columns_are_those_of_the_contract(edge_frames: Path) -> None:
     assert pa.schema(pq.read_schema(edge_frames)).remove_metadata() == FRAMES
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from virnucpro_core.sequences.split import split
+from virnucpro_core.sequences.translate import translate
+fasta, out = map(Path, sys.argv[1:])
+translate(split([fasta], out, 2_000_000), out / "frames.parquet", 500)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_split_and_translate_tenfold_input_need_no_more_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    peaks = []
+    for megabases in (4, 40):
+        fasta = tmp_path / f"{megabases}.fa"
+        with fasta.open("wb") as handle:
+            for n in range(megabases * 50):
+                bases = rng.choice(np.frombuffer(b"ACGT", np.uint8), 20_000).tobytes()
+                handle.write(b">contig%d\n%s\n" % (n, bases))
+        run = [sys.executable, "-c", PEAK, str(fasta), str(tmp_path / str(megabases))]
+        done = subprocess.run(run, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 40, f"MB for 4 and 40 megabases: {peaks}"

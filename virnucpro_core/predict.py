@@ -13,6 +13,7 @@ from virnucpro_core.embedding.devices import leased, parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.models.store import resolve_model
+from virnucpro_core.models.validations import require
 from virnucpro_core.results.calls import MIN_VIRAL_FRACTION
 from virnucpro_core.results.classify import classify
 from virnucpro_core.results.report import write_report
@@ -30,12 +31,13 @@ def predict(
     models_dir: str | Path | None = None,
     devices: str = "auto",
     precision: str | None = None,
+    force: bool = False,
     min_viral_fraction: float = MIN_VIRAL_FRACTION,
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
 
     With `output`, that folder gets all result files and the report, and the same call after a
-    kill goes on where it stood; without, nothing is kept.
+    kill goes on where it stood; without, nothing is kept. force runs fp8 without a validation.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load.
     """
@@ -49,18 +51,21 @@ def predict(
                 models_dir=models_dir,
                 devices=devices,
                 precision=precision,
+                force=force,
                 min_viral_fraction=min_viral_fraction,
             )
     out = Path(output)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
-    parse_devices(devices)  # a GPU that is not there is refused before anything is done
+    places = parse_devices(devices)  # what is not there is refused before anything is done
+    if precision is not None:
+        require(chosen, precision, places, force=force)
     work = out / WORK
     contigs, frames, shard, embeddings = (
         work / name for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
     )
     translate(split(paths, work), frames, chosen.window)
     with leased(devices) as places:
-        embed(frames, shard, chosen, devices=places, precision=precision)
+        embed(frames, shard, chosen, devices=places, precision=precision, force=force)
     merge([shard], [frames], embeddings)
     table = classify(
         embeddings,

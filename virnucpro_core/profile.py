@@ -16,10 +16,10 @@ import torch
 
 from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.engine import Job, join_blocks, run_schedule
-from virnucpro_core.embedding.packing import packing_enabled
 from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
 from virnucpro_core.embedding.shards import Origin
 from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.schema import frame_meta
 

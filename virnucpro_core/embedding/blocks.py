@@ -51,6 +51,9 @@ def claimed(roots: Sequence[Path], name: str) -> Iterator[Path]:
             continue
         except OSError as error:  # a disk without locks
             logger.debug("%s: %s", folder, error)
+        if os.fstat(file).st_nlink == 0:  # done and removed by another just now
+            os.close(file)
+            continue
         try:
             yield folder
         finally:

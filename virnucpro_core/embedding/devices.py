@@ -25,6 +25,11 @@ ASSIGNED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "PBS
 SMI = "index,name,compute_cap,driver_version,memory.free,mig.mode.current"
 
 
+def default_precision(device: torch.device) -> str:
+    """fp16 on a GPU, fp32 on the CPU."""
+    return "fp32" if device.type == "cpu" else "fp16"
+
+
 def parse_devices(text: str) -> list[torch.device]:
     """Devices from "auto" (every GPU seen, else the CPU), "cuda" (every GPU seen, at least one),
     "cpu", or a list like "cuda:0,cuda:1".

@@ -16,8 +16,8 @@ from virnucpro_core.embedding.schedule import Batch, Rows
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.errors import GpuMemoryError, ModelError, VirNucProError
 from virnucpro_core.models.dnabert_s import load_dnabert_s
-from virnucpro_core.models.encoder import dtype_of
 from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.precision import dtype_of
 from virnucpro_core.models.store import Model
 
 logger = logging.getLogger("virnucpro.embed")

@@ -22,16 +22,17 @@ import torch
 from numpy.typing import NDArray
 
 from virnucpro_core.embedding.blocks import block_writer, claimed, read_blocks
+from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.packing import packing_enabled
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
-from virnucpro_core.models.encoder import dtype_of
+from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
+from virnucpro_core.models.validations import require
 from virnucpro_core.progress import Progress
 from virnucpro_core.schema import FrameMeta, frame_batches, frame_meta
 
@@ -162,12 +163,14 @@ def embed(
     *,
     devices: list[torch.device],
     precision: str | None = None,
+    force: bool = False,
     checkpoint_dir: Path | None = None,
     token_budget: int | None = None,
 ) -> None:
     """Embed every frame of a table, float32 (N, D) in table order, into an HDF5 shard.
 
-    One process a device. precision defaults to fp32 on CPU and fp16 on CUDA. Finished blocks are
+    One process a device. precision defaults to fp32 on CPU and fp16 on CUDA; fp8 needs a passed
+    validation of the model unless `force` is set. Finished blocks are
     kept in `checkpoint_dir` (default: beside the output) under a name made from all that decides
     their values, so a run that was killed goes on where it stood, and a stale block is not used.
     While another process is at work on the very same frames there, they stay beside the output.
@@ -175,8 +178,8 @@ def embed(
     Raises InputError for a bad frame table or a table of another window, ModelError for a model
     that does not load, StoppedError when stopped by a signal.
     """
-    precision = precision or ("fp32" if devices[0].type == "cpu" else "fp16")
-    dtype_of(precision)
+    precision = precision or default_precision(devices[0])
+    require(model, precision, devices, force=force)
     meta = frame_meta(frames)
     if meta.window != model.window:
         raise InputError(
@@ -192,7 +195,7 @@ def embed(
     with claimed([checkpoint_dir or beside, beside], key.hexdigest()[:16]) as blocks:
         job = Job(frames, model, precision, token_budget, blocks)
         if meta.rows:
-            run_ranks(embed_rank, job, [str(device) for device in devices])
+            run_ranks(embed_rank, job, [str(device) for device in devices], output)
         join_blocks(job, output, origin, meta)
         shutil.rmtree(blocks)
     if beside.exists():

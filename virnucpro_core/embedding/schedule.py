@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from virnucpro_core.embedding.packing import plan
 from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.models.packing import plan
 from virnucpro_core.schema import frame_batches
 from virnucpro_core.sequences.tokens import Tokens
 

@@ -1,15 +1,18 @@
-"""One process a device, and what a signal does to them."""
+"""One process a device: its log, its end, and what a signal does to it."""
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import TypeVar
@@ -46,58 +49,123 @@ def stop_on_signal() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def _work(rank_of: Rank[J], job: J, device: str, rank: int, world: int, report: Connection) -> None:
-    logging.basicConfig(level=logging.INFO, format=f"%(name)s[{rank}]: %(message)s")
+def _log_into(log: Path, device: str, level: int) -> None:
+    """Send stdout and stderr into `log`, as file descriptors, so that native code's go there too.
+
+    Log lines go there as well, and those of `level` to the stderr of before, with the device.
+    """
+    console = os.fdopen(os.dup(2), "w", buffering=1)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr  # written line by line, so that a killed worker's lines are there
+    faulthandler.enable()
+    into, onto = logging.StreamHandler(sys.stderr), logging.StreamHandler(console)
+    into.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    onto.setFormatter(logging.Formatter(f"[{device}] %(name)s: %(message)s"))
+    onto.setLevel(level)
+    logging.basicConfig(level=logging.WARNING, handlers=[into, onto])
+    logging.getLogger("virnucpro").setLevel(min(level, logging.INFO))
+
+
+def _stop_without_parent(stop: Event) -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        stop.set()
+
+
+def _work(
+    rank_of: Rank[J],
+    job: J,
+    device: str,
+    rank: int,
+    world: int,
+    worker: tuple[Connection, Path, int],
+) -> None:
+    """A worker's process: reports None at the end, or its refusal; nothing when it dies."""
+    report, log, level = worker
+    _log_into(log, device, level)
     if device == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
     try:
         with stop_on_signal() as stop:
+            threading.Thread(target=_stop_without_parent, args=(stop,), daemon=True).start()
             rank_of(job, device, rank, world, stop)
     except VirNucProError as error:
+        print(error, file=sys.stderr)
         report.send(error)
         raise SystemExit(error.exit_code) from None
+    report.send(None)
 
 
-def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str]) -> None:
+class _Worker:
+    """A worker that was started."""
+
+    def __init__(self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path):
+        self.device, self.log = device, log
+        log.write_bytes(b"")
+        spawn = multiprocessing.get_context("spawn")
+        self._report, sender = spawn.Pipe(duplex=False)
+        own = (sender, log, logging.getLogger("virnucpro").getEffectiveLevel())
+        self.process = spawn.Process(target=_work, args=(rank_of, job, device, rank, world, own))
+        self.process.start()
+        sender.close()
+
+    def failure(self) -> VirNucProError | None:
+        """Why it ended, if not because it was done: its refusal, or its death and ten lines."""
+        self.process.join()
+        try:
+            outcome: VirNucProError | None = self._report.recv()
+            return outcome
+        except (EOFError, OSError):
+            code = self.process.exitcode or 0
+        names = {-number: number.name for number in signal.Signals}
+        how = f"ended with code {code}" if code >= 0 else f"was killed by {names.get(code, -code)}"
+        how += " (memory may have run out)" if code == -signal.SIGKILL else ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 65_536))
+            lines = file.read().decode(errors="replace").splitlines()[-10:]
+        said = "".join(f"\n  {line}" for line in lines) or " nothing"
+        # what killed it from outside may be gone on the next try; a fault of its own would not
+        kind = StoppedError if code == -signal.SIGKILL else VirNucProError
+        return kind(
+            f"the worker on {self.device} {how}; what is finished is kept, run the same command "
+            f"to go on. {self.log} says last:{said}"
+        )
+
+
+def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) -> None:
     """Run a worker on each device: in this process for one device, else spawned, one each.
 
-    All are waited for, so that a failed one takes no other's work with it. Raises the first
-    failure; a signal is passed on to all and raises StoppedError.
+    What a spawned one prints goes into a log of its own beside the output, `<stem>.rank0.log` …;
+    its log lines appear here too. All are waited for, so that a failed one takes no other's work
+    with it. Raises the first failure; a signal is passed on to all and raises StoppedError.
     """
     world = len(devices)
     with stop_on_signal() as stop:
         if world == 1:
             rank_of(job, devices[0], 0, 1, stop)
             return
-        spawn = multiprocessing.get_context("spawn")
-        workers = []
-        for rank, device in enumerate(devices):
-            receiver, sender = spawn.Pipe(duplex=False)
-            process = spawn.Process(
-                target=_work, args=(rank_of, job, device, rank, world, sender), name=f"rank{rank}"
-            )
-            process.start()
-            sender.close()
-            workers.append((process, receiver))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        logs = [output.with_name(f"{output.stem}.rank{rank}.log") for rank in range(world)]
+        running = [
+            _Worker(rank_of, job, device, rank, world, logs[rank])
+            for rank, device in enumerate(devices)
+        ]
         failures: list[VirNucProError] = []
         passed_on = False
-        for rank, (process, receiver) in enumerate(workers):
-            while process.is_alive():
-                process.join(0.2)
-                if stop.is_set() and not passed_on:
-                    passed_on = True
-                    for other, _ in workers:
-                        other.terminate()
-            if process.exitcode:
-                try:
-                    failures.append(receiver.recv())
-                except EOFError:
-                    failures.append(
-                        VirNucProError(
-                            f"the worker on {devices[rank]} ended with code {process.exitcode}; "
-                            "what is finished is kept, run the same command to go on."
-                        )
-                    )
+        while running:
+            ended = wait([worker.process.sentinel for worker in running], timeout=0.2)
+            for worker in [one for one in running if one.process.sentinel in ended]:
+                running.remove(worker)
+                if failure := worker.failure():
+                    failures.append(failure)
+                    if not stop.is_set() and (running or failures[1:]):
+                        logger.error("[%s] %s", worker.device, failure)
+            if stop.is_set() and not passed_on:
+                passed_on = True
+                for worker in running:
+                    worker.process.terminate()
         if stop.is_set():
             raise StoppedError("stopped by a signal; run the same command to go on.")
         if failures:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from virnucpro_core.models.ops import HALF, fused
+from virnucpro_core.models.ops import fused
+from virnucpro_core.models.precision import HALF
 
 _MASK_BYTES = 64 << 20
 """Bound on one additive mask of the padded backend, so that ALiBi does not fill the memory."""

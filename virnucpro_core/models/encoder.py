@@ -15,28 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from virnucpro_core.embedding.packing import plan
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.attention import Layout, to_device
-from virnucpro_core.models.ops import has_fp8
+from virnucpro_core.models.packing import plan
+from virnucpro_core.models.precision import PRECISIONS, check_precision, dtype_of
 from virnucpro_core.sequences.tokens import Tokens
-
-PRECISIONS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.bfloat16,  # what is not quantized
-}
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """torch dtype of a precision's name; InputError for one that is unknown."""
-    try:
-        return PRECISIONS[precision]
-    except KeyError:
-        raise InputError(
-            f"precision {precision!r} is not known; choose one of {', '.join(PRECISIONS)}."
-        ) from None
 
 
 class Encoder(nn.Module, ABC):
@@ -89,14 +72,12 @@ class Encoder(nn.Module, ABC):
         Raises InputError for a precision that is unknown, that the device lacks, or that cannot be
         reached any more: what is quantized stays so.
         """
-        device, dtype = torch.device(device), dtype_of(precision)
-        if precision == "fp8" and not has_fp8(device):
-            raise InputError("precision fp8 needs a GPU of compute capability 8.9 or more.")
+        check_precision(precision, torch.device(device))
         if self.precision == "fp8":
             if precision != "fp8":
                 raise InputError("this encoder is in fp8 already; load it again for more.")
             return self.to(device=device)
-        self.to(device=device, dtype=dtype)
+        self.to(device=device, dtype=dtype_of(precision))
         return self.to_fp8() if precision == "fp8" else self
 
     def embed(

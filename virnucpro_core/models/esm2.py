@@ -98,6 +98,7 @@ class ESM2(Encoder):
         quantized = isinstance(self.layers[0].qkv, Float8Linear)
         return "fp8" if quantized else super().precision
 
+    @torch.no_grad()
     def to_fp8(self) -> Self:
         """Quantize to e4m3, in place, all but the attention's output: it is sensitive, and small.
 

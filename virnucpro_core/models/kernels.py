@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from virnucpro_core.models.ops import FP8_MAX, NORM_SCALE
+from virnucpro_core.models.precision import FP8_MAX, NORM_SCALE
 
 LOG2_E = math.log2(math.e)
 BLOCK = 64

@@ -18,11 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HALF = (torch.float16, torch.bfloat16)
-
-FP8_MAX = 448.0
-NORM_SCALE = 8.0
-"""Factor on a normed row in e4m3: its values are at most √dim, so no dim below 3136 overflows."""
+from virnucpro_core.models.precision import FP8_MAX, HALF, NORM_SCALE
 
 
 @cache
@@ -39,11 +35,6 @@ def fused(x: Tensor) -> bool:
         and _has_triton()
         and os.environ.get("VIRNUCPRO_KERNELS") != "torch"
     )
-
-
-def has_fp8(device: torch.device) -> bool:
-    """Whether the device multiplies e4m3."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 class Quantized(NamedTuple):

@@ -61,7 +61,7 @@ def models_folder(models_dir: Path | None) -> Path | None:
 
 def _folders(models_dir: Path | None) -> dict[str, Path]:
     found = {}
-    for root in (models_folder(models_dir), SHIPPED):
+    for root in (SHIPPED, models_folder(models_dir)):
         if root is not None:
             found.update({path.parent.name: path.parent for path in root.glob("*/model.json")})
     return found

@@ -24,6 +24,6 @@ process VIRNUCPRO_SPLIT {
     stub:
     """
     mkdir pieces
-    touch pieces/contigs.parquet pieces/piece_00001.fasta
+    touch pieces/contigs.parquet \$(seq -f 'pieces/piece_%05g.fasta' ${task.ext.stub_pieces ?: 1})
     """
 }

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from virnucpro_core.augment import train_tokenizer
-from virnucpro_core.benchmark import PUBLISHED, Line, Size, build
+from virnucpro_core.benchmark.encoders import build
+from virnucpro_core.benchmark.lines import PUBLISHED, Line, Size
+from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.errors import VirNucProError
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
@@ -88,26 +90,26 @@ def _first_batch(frames: Path, model: Model, device: torch.device, cache: Path) 
 
 
 def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
-    """Lines on `embed` from file to file, and on its start."""
-    large = size == PUBLISHED
+    """Lines on `embed` from file to file, and on its start; on at most 8 cores."""
+    gpu, large = device.type == "cuda", size == PUBLISHED
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with TemporaryDirectory() as name:
         folder = Path(name)
         model = write_random_model(folder / "models" / "random", size, device)
-        if device.type == "cuda":
+        if gpu:
             torch.cuda.empty_cache()
         write_frames(folder / "few.parquet", 1000 if large else 50)
         for state, bar in (("cold", 90), ("warm", 20)):
             seconds = _first_batch(folder / "few.parquet", model, device, folder / "triton")
-            yield Line(f"start to first batch, {state}", seconds, "s", bar, at_most=True)
+            name = f"start to first batch, kernel cache {state}"
+            yield Line(name, seconds, "s", bar if gpu else None, at_most=True)
         write_frames(folder / "many.parquet", 9000 if large else 100)
-        precision = "fp16" if device.type == "cuda" else "fp32"
-        found = profile(folder / "many.parquet", model, device, precision)
+        found = profile(folder / "many.parquet", model, device, default_precision(device))
         for run in ("model only", "file to file"):
             yield Line(f"embed, {run}", found[run]["tokens_per_second"], "tokens/s")
         share = found["file to file / model only"]
-        yield Line(f"embed, file to file, {CORES} cores: share of model only", share, "", 0.90)
-        if "busy" in found:
+        yield Line("embed: file to file, share of model only", share, "", 0.90 if gpu else None)
+        if gpu:
             yield Line("embed: share of time that the GPU is busy", found["busy"], "", 0.97)
         for part, seconds in {**found["stages"], **found.get("kernels", {})}.items():
             yield Line(f"embed: {part}", seconds, "s")

@@ -1,4 +1,4 @@
-"""`virnucpro benchmark`: how near the encoders come to what this machine's matrix units allow.
+"""The encoders against what this machine's matrix units allow, against float32, against peers.
 
 The yardstick is the *GEMM chain*: the four GEMMs of every layer, same weights, shapes, dtype and
 biases, back to back on random data with nothing between. Chain and model are timed in turn, in one
@@ -9,69 +9,29 @@ of the published sizes on a GPU and small on a CPU.
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from virnucpro_core.embedding.packing import plan
+from virnucpro_core.benchmark.lines import Line, Size
+from virnucpro_core.benchmark.peers import PEERS
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.ops import has_fp8
-from virnucpro_core.peers import PEERS
+from virnucpro_core.models.packing import plan
+from virnucpro_core.models.precision import has_fp8
 from virnucpro_core.sequences.tokens import Tokens
 
 logger = logging.getLogger("virnucpro.benchmark")
 
 Run = Callable[[], object]
 
-
-@dataclass(frozen=True)
-class Line:
-    """One figure, and the bar that it has to reach, or with `at_most` stay under."""
-
-    name: str
-    value: float
-    unit: str
-    bar: float | None = None
-    at_most: bool = False
-
-    @property
-    def verdict(self) -> str:
-        if self.bar is None:
-            return ""
-        return "pass" if (self.value <= self.bar) == self.at_most else "FAIL"
-
-    def __str__(self) -> str:
-        bar = "" if self.bar is None else f"{'<=' if self.at_most else '>='} {self.bar:g}"
-        return f"{self.name:<58} {self.value:>10.4g} {self.unit:<9} {bar:<9} {self.verdict}"
-
-
-@dataclass(frozen=True)
-class Size:
-    """Sizes of the two encoders, tokens a batch, and how often each run is timed."""
-
-    esm2: tuple[int, int, int]
-    dnabert_s: tuple[int, int, int, int, int]
-    tokens: int
-    repeats: int
-
-
-PUBLISHED = Size((36, 2560, 40), (4096, 12, 768, 12, 3072), 32_768, 7)
-SMALL = Size((2, 64, 4), (64, 2, 48, 4, 96), 2048, 3)
 ESM2_GEMMS = ("qkv", "out", "up", "down")
 DNABERT_GEMMS = ("qkv", "out", "gated", "down")
 MIXES = {"166": (166, 166), "50": (50, 50), "30–166": (30, 166), "1022": (1022, 1022)}
@@ -287,63 +247,3 @@ def peers(size: Size, device: torch.device) -> Iterator[Line]:
         if best:
             yield Line(peer.name, best, "tokens/s")
             yield Line(f"ours in bf16 to {peer.name}", factor, "times", peer.bar if gpu else None)
-
-
-SECTIONS: dict[str, Callable[[Size, torch.device], Iterator[Line]]] = {
-    "esm2": esm2_speed,
-    "budgets": budgets,
-    "dnabert_s": dnabert_s_share,
-    "accuracy": accuracy,
-    "peers": peers,
-}
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """What the figures were taken on."""
-    about = {"device": platform.processor() or platform.machine(), "cpus": str(os.cpu_count())}
-    if device.type == "cuda":
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-        about = {
-            "device": torch.cuda.get_device_name(device),
-            "driver": driver[0] if driver else "unknown",
-            "cuda": str(torch.version.cuda),
-        }
-    for package in ("torch", "triton", "transformers", "fair-esm", "esm-efficient", "virnucpro"):
-        try:
-            about[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            about[package] = "not installed"
-    return {**about, "python": platform.python_version()}
-
-
-def benchmark(
-    output: Path | None = None,
-    *,
-    device: torch.device | None = None,
-    size: Size | None = None,
-    sections: Sequence[str] = tuple(SECTIONS),
-    show: Callable[[str], object] = print,
-) -> list[Line]:
-    """Run the sections, show each line as it is known, and write all of them as JSON.
-
-    device defaults to the GPU if there is one, size to the published sizes on a GPU and small ones
-    on a CPU. A line whose bar is missed says FAIL.
-    """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = size or (PUBLISHED if device.type == "cuda" else SMALL)
-    about = machine(device)
-    show(", ".join(f"{key} {value}" for key, value in about.items()))
-    lines = []
-    for section in sections:
-        with torch.inference_mode():
-            for line in SECTIONS[section](size, device):
-                show(str(line))
-                lines.append(line)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    if output is not None:
-        rows = [{**asdict(line), "verdict": line.verdict} for line in lines]
-        record = {"machine": about, "size": asdict(size), "lines": rows}
-        output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    return lines

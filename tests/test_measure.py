@@ -1,0 +1,65 @@
+"""The benchmark and the profile, at small size on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from virnucpro_core.benchmark import benchmark
+from virnucpro_core.benchmark.lines import Line
+from virnucpro_core.benchmark.plot import plot
+from virnucpro_core.errors import InputError
+from virnucpro_core.models.store import Model
+from virnucpro_core.profile import lines, profile
+
+CPU = torch.device("cpu")
+
+
+def test_benchmark_sections_are_shown_and_written(tmp_path: Path) -> None:
+    shown: list[str] = []
+    sections = ["dnabert_s", "accuracy", "embed"]
+    found = benchmark(tmp_path, device=CPU, sections=sections, show=shown.append)
+    record = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [line["name"] for line in record["lines"]] == [line.name for line in found]
+    assert shown[1:] == [str(line) for line in found]
+    assert record["machine"]["torch"] == torch.__version__.split("+")[0]
+    values = {line.name: line.value for line in found}
+    assert values["ESM-2 fp16 to fp32: least cosine"] > 0.999
+    assert values["start to first batch, kernel cache warm"] > 0
+    assert all(value > 0 for value in values.values())
+    ElementTree.parse(tmp_path / "benchmark.svg")
+
+
+def test_benchmark_unknown_section_is_refused() -> None:
+    with pytest.raises(InputError, match="section 'speed' is not known"):
+        benchmark(device=CPU, sections=["speed"])
+
+
+def test_line_verdict_compares_with_its_bar() -> None:
+    assert Line("share", 0.94, "", 0.93).verdict == "pass"
+    assert Line("share", 0.92, "", 0.93).verdict == "FAIL"
+    assert Line("seconds", 19, "s", 20, at_most=True).verdict == "pass"
+    assert Line("seconds", 21, "s", 20, at_most=True).verdict == "FAIL"
+    assert Line("tokens", 5, "tokens/s").verdict == ""
+
+
+def test_plot_marks_what_missed_its_bar() -> None:
+    missed, passed = Line("a < b", 1, "", 2), Line("c", 3, "", 2)
+    drawn = plot([missed, passed, Line("no bar", 1, "")], {"device": "some GPU"})
+    assert "a &lt; b" in drawn
+    assert "no bar" not in drawn
+    assert drawn.count("#b8423b") == drawn.count("#2a7f62") == 1
+
+
+def test_profile_names_every_stage_of_a_run(edge_frames: Path, tiny: Model) -> None:
+    result = profile(edge_frames, tiny, CPU, "fp32")
+    assert set(result["stages"]) == {"read", "tokenise", "compute", "write", "join"}
+    assert result["frames"] == len(pq.read_table(edge_frames))
+    assert result["file to file"]["seconds"] > result["stages"]["join"] > 0
+    assert any(line.startswith("tokenise") for line in lines(result))
+    assert [path.name for path in edge_frames.parent.iterdir()] == [edge_frames.name]

@@ -1,0 +1,153 @@
+"""How good and how fast a model is, and how one is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from virnucpro_core.cli.options import (
+    ModelName,
+    ModelsDir,
+    OtherFasta,
+    Output,
+    Precision,
+    PrecisionOption,
+    VirusFasta,
+)
+from virnucpro_core.errors import VirNucProError
+
+app = typer.Typer()
+
+
+@app.command()
+def validate(
+    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    model: ModelName,
+    precision: Annotated[Precision, typer.Option(help="The one in question.")],
+    against: Annotated[Precision, typer.Option(help="The reference.")] = Precision.fp32,
+    models_dir: ModelsDir = None,
+    sample: Annotated[int, typer.Option(min=1, help="Frames to compare, at most.")] = 1000,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    min_agreement: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of frames called alike.")
+    ] = 0.999,
+    min_cosine: Annotated[
+        float, typer.Option(min=-1.0, max=1.0, help="Of either encoder, on every frame.")
+    ] = 0.999,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+) -> None:
+    """Compare a precision with another on a sample of frames; exit code 1 below the bar."""
+    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.validate import validate
+
+    outcome = validate(
+        frames,
+        resolve_model(model, models_dir),
+        precision,
+        against,
+        device=parse_devices(device)[0],
+        sample=sample,
+        min_agreement=min_agreement,
+        min_cosine=min_cosine,
+    )
+    typer.echo(str(outcome))
+    if json_file is not None:
+        json_file.write_text(json.dumps(outcome.record(), indent=2) + "\n")
+    if outcome.misses:
+        raise VirNucProError(
+            f"{model} in {precision} is below the bar: {'; '.join(outcome.misses)}."
+        )
+
+
+@app.command()
+def benchmark(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the JSON and the plot.")
+    ] = None,
+    section: Annotated[
+        list[str] | None, typer.Option(help="Only this part; may be repeated. Default: all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+) -> None:
+    """Time both encoders against this machine's limits, each line with its bar; needs no model."""
+    from virnucpro_core.benchmark import benchmark
+    from virnucpro_core.embedding.devices import parse_devices
+
+    benchmark(output, device=parse_devices(device)[0], sections=section, show=typer.echo)
+
+
+@app.command()
+def profile(
+    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    precision: PrecisionOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+) -> None:
+    """Break one `embed` run into its stages and, on a GPU, its kernels and idle time."""
+    from virnucpro_core.embedding.devices import default_precision, parse_devices
+    from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.profile import lines, profile
+
+    place = parse_devices(device)[0]
+    chosen = precision or default_precision(place)
+    result = profile(frames, resolve_model(model, models_dir), place, chosen)
+    for line in lines(result):
+        typer.echo(line)
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n")
+
+
+@app.command()
+def train(
+    virus: VirusFasta,
+    other: OtherFasta,
+    output: Output,
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(help="FASTA to learn sequences from, not classes.")
+    ] = None,
+    window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    from virnucpro_core.train import train
+
+    record = train(
+        virus,
+        other,
+        output,
+        unlabelled=unlabelled or [],
+        window=window,
+        seed=seed,
+        device=device,
+    )
+    typer.echo(json.dumps(record["test"], indent=2))
+
+
+@app.command()
+def evaluate(
+    virus: VirusFasta,
+    other: OtherFasta,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    test_part: Annotated[
+        bool, typer.Option("--test-part", help="Only accessions that `train` held out.")
+    ] = False,
+) -> None:
+    """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
+    from virnucpro_core.heldout import Labelled, evaluate
+    from virnucpro_core.models.store import resolve_model
+
+    sample = Labelled.read(virus, other)
+    chosen = sample.part("test") if test_part else sample
+    typer.echo(json.dumps(evaluate(resolve_model(model, models_dir), chosen), indent=2))

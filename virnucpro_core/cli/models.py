@@ -1,0 +1,62 @@
+"""`virnucpro models`: the models at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from virnucpro_core.cli.options import (
+    ModelsDir,
+)
+
+app = typer.Typer(help="The models at hand.")
+
+
+@app.command("list")
+def models_list(models_dir: ModelsDir = None) -> None:
+    """The models in the models folder and the one that is shipped."""
+    from virnucpro_core.models.store import list_models
+
+    table = Table("model", "window", "values a frame", "folder")
+    for model in list_models(models_dir):
+        table.add_row(model.name, str(model.window), str(model.dim), str(model.folder))
+    Console().print(table)
+
+
+@app.command("import")
+def models_import(
+    name: Annotated[str, typer.Argument(help="virnucpro-300, virnucpro-500, or one of yours.")],
+    dnabert_s: Annotated[Path, typer.Option(help="Folder: config.json, tokenizer.json, weights.")],
+    esm2: Annotated[Path, typer.Option(help="fair-esm's .pt, or a Hugging Face folder.")],
+    classifier: Annotated[Path, typer.Option(help="The original's .pth, or safetensors.")],
+    models_dir: ModelsDir = None,
+    window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
+) -> None:
+    """Copy a model's files into the models folder, checked and hashed."""
+    from virnucpro_core.models.store import import_model
+
+    model = import_model(
+        name,
+        dnabert_s=dnabert_s,
+        esm2=esm2,
+        classifier=classifier,
+        models_dir=models_dir,
+        window=window,
+    )
+    typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
+
+
+@app.command("verify")
+def models_verify(
+    name: Annotated[str, typer.Argument(help="Name of a model.")], models_dir: ModelsDir = None
+) -> None:
+    """Compare a model's files with their recorded sha256."""
+    from virnucpro_core.models.store import resolve_model, verify
+
+    model = resolve_model(name, models_dir)
+    verify(model)
+    typer.echo(f"{model.name}: {len(model.weights)} files are as recorded")

@@ -1,0 +1,182 @@
+"""`virnucpro predict` and the stages that it is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from virnucpro_core.cli.options import (
+    DeviceClass,
+    DeviceClassOption,
+    Devices,
+    Fasta,
+    Force,
+    Frames,
+    MinViralFraction,
+    ModelName,
+    ModelsDir,
+    Output,
+    PrecisionOption,
+    ShardBp,
+)
+from virnucpro_core.errors import InputError
+
+app = typer.Typer()
+
+
+@app.command()
+def predict(
+    fasta: Fasta,
+    output: Output,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    devices: Devices = "auto",
+    precision: PrecisionOption = None,
+    force: Force = False,
+    min_viral_fraction: MinViralFraction = 0.5,
+) -> None:
+    """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
+    from virnucpro_core.predict import predict
+
+    table = predict(
+        fasta,
+        model,
+        output=output,
+        models_dir=models_dir,
+        devices=devices,
+        precision=precision,
+        force=force,
+        min_viral_fraction=min_viral_fraction,
+    )
+    calls = table["call"].to_pylist()
+    counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
+    typer.echo(f"{len(calls)} contigs: {counts}; see {output / 'report.html'}")
+
+
+@app.command()
+def split(
+    fasta: Fasta,
+    output: Output,
+    shard_bp: ShardBp = None,
+    model: Annotated[str | None, typer.Option(help="The model that will embed.")] = None,
+    device_class: DeviceClassOption = DeviceClass.cpu,
+) -> None:
+    """Cut FASTA into pieces of whole contigs, with an inventory of every contig."""
+    from virnucpro_core.sequences.split import SHARD_BP, auto_shard_bp, split
+
+    if shard_bp is None and model is not None:
+        shard_bp = auto_shard_bp(fasta, model, device_class)
+    split(fasta, output, shard_bp or SHARD_BP)
+
+
+@app.command()
+def translate(
+    fasta: Annotated[Path, typer.Argument(help="FASTA of contigs.")],
+    output: Output,
+    window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
+    model: Annotated[str | None, typer.Option(help="Take the window from this model.")] = None,
+    models_dir: ModelsDir = None,
+    fasta_dir: Annotated[
+        Path | None, typer.Option(help="Also write the original's three FASTA files here.")
+    ] = None,
+) -> None:
+    """Cut contigs into windows and keep the stop-free ones of their six frames."""
+    from virnucpro_core.sequences.translate import translate
+
+    if (window is None) == (model is None):
+        raise InputError("translate needs the window's size: give either --window or --model.")
+    if model is not None:
+        from virnucpro_core.models.store import resolve_model
+
+        window = resolve_model(model, models_dir).window
+    assert window is not None
+    translate([fasta], output, window, fasta_dir)
+
+
+@app.command()
+def embed(
+    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    output: Output,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    devices: Devices = "auto",
+    precision: PrecisionOption = None,
+    force: Force = False,
+    checkpoint_dir: Annotated[
+        Path | None, typer.Option(help="Where finished blocks are kept; else beside the output.")
+    ] = None,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs to take with auto or cuda, at most.")
+    ] = None,
+) -> None:
+    """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
+    from virnucpro_core.embedding.devices import leased
+    from virnucpro_core.embedding.engine import embed
+    from virnucpro_core.models.store import resolve_model
+
+    with leased(devices, gpus) as places:
+        embed(
+            frames,
+            output,
+            resolve_model(model, models_dir),
+            devices=places,
+            precision=precision,
+            force=force,
+            checkpoint_dir=checkpoint_dir,
+            token_budget=token_budget,
+        )
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Shards of embed.")],
+    frames: Frames,
+    output: Output,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the embeddings too.")] = False,
+) -> None:
+    """Check a sample's shards against its frames and join them without copying embeddings."""
+    from virnucpro_core.embedding.merge import merge
+
+    merge(shards, frames, output, copy=copy)
+
+
+@app.command()
+def classify(
+    embeddings: Annotated[Path, typer.Argument(help="Embeddings of merge, or one shard.")],
+    frames: Frames,
+    contigs: Annotated[Path, typer.Option(help="The contigs.parquet of split.")],
+    output: Output,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    sample: Annotated[str | None, typer.Option(help="Name for the report.")] = None,
+    min_viral_fraction: MinViralFraction = 0.5,
+) -> None:
+    """Score frames and call windows and contigs."""
+    from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.results.classify import classify
+
+    classify(
+        embeddings,
+        frames,
+        contigs,
+        output,
+        resolve_model(model, models_dir),
+        sample=sample,
+        min_viral_fraction=min_viral_fraction,
+    )
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
+    output: Output,
+) -> None:
+    """One self-contained page for all samples of a run."""
+    from virnucpro_core.results.report import write_report
+
+    write_report(results, output)

@@ -1,0 +1,29 @@
+"""What figures were taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+
+import torch
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures were taken on."""
+    about = {"device": platform.processor() or platform.machine(), "cpus": str(os.cpu_count())}
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        about = {
+            "device": torch.cuda.get_device_name(device),
+            "driver": driver[0] if driver else "unknown",
+            "cuda": str(torch.version.cuda),
+        }
+    for package in ("torch", "triton", "transformers", "fair-esm", "esm-efficient", "virnucpro"):
+        try:
+            about[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            about[package] = "not installed"
+    return {**about, "python": platform.python_version()}

@@ -8,7 +8,7 @@ process LONGEST {
     tuple val(meta), path(fasta)
 
     output:
-    tuple val(meta), stdout
+    tuple val(meta), stdout()
 
     script:
     """

@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all one needs; both install first what is missing.
 PYTHON ?= python3
 
-.PHONY: setup demo test test-slow lint lock clean
+.PHONY: setup demo test test-slow lint lock sbom clean
 
 setup: .venv/.installed .tools/.installed
 
@@ -43,11 +43,24 @@ test: lint
 test-slow: setup
 	.venv/bin/pytest -m slow
 
-# The versions and hashes of requirements.txt anew, from pyproject.toml; needs uv.
+# The versions and hashes of requirements.txt anew, from pyproject.toml; needs uv. requirements-runtime.txt,
+# for containers, is the same without the tools of development: the one lock is the other's constraint.
+COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --quiet
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet -o requirements.txt
+	$(COMPILE) --extra dev -o requirements.txt
+	$(COMPILE) --constraints requirements.txt -o requirements-runtime.txt
+
+# What the image's Python packages are, with their licences and who needs whom, in CycloneDX.
+sbom: setup .tools/sbom/.installed
+	.tools/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible .venv \
+		| .venv/bin/python scripts/sbom.py requirements-runtime.txt containers/sbom.cdx.json
+
+.tools/sbom/.installed:
+	$(PYTHON) -m venv .tools/sbom
+	.tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0
+	@touch $@
 
 # What make and the tools left behind; .venv and .tools stay.
 clean:
-	rm -rf demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .nf-test
+	rm -rf demo build dist *.egg-info containers/sbom.cdx.json .mypy_cache .pytest_cache .ruff_cache .nf-test
 	find virnucpro_core tests scripts -name __pycache__ -prune -exec rm -rf {} +

@@ -52,11 +52,13 @@ def measure(pieces: int) -> dict[str, float | int]:
                 stdout=out,
                 stderr=out,
             )
-            peak = 0
+            peak = ticks = 0
             while head.poll() is None:
                 status = Path(f"/proc/{head.pid}/status").read_text()
                 if found := re.search(r"VmHWM:\s+(\d+) kB", status):
                     peak = max(peak, int(found[1]))
+                fields = Path(f"/proc/{head.pid}/stat").read_text().rpartition(")")[2].split()
+                ticks = max(ticks, int(fields[11]) + int(fields[12]))  # utime, stime
                 time.sleep(0.5)
         seconds = time.monotonic() - start
         if head.returncode:
@@ -70,6 +72,7 @@ def measure(pieces: int) -> dict[str, float | int]:
             "tasks": tasks,
             "seconds": round(seconds, 1),
             "tasks_per_second": round(tasks / seconds, 1),
+            "head_cpu_ms_per_task": round(1000 * ticks / os.sysconf("SC_CLK_TCK") / tasks),
             "head_peak_mb": round(peak / 1024),
             "report_mb": round(
                 (folder / "results" / "pipeline_info" / "report.html").stat().st_size / 2**20, 1

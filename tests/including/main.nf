@@ -8,14 +8,12 @@ process LONGEST {
     tuple val(meta), path(fasta)
 
     output:
-    tuple val(meta), stdout()
+    tuple val(meta), env('longest')
 
     script:
     """
-    gzip -dc ${fasta} | awk '/^>/ { name = substr(\$1, 2); next } { bases[name] += length(\$0) } END {
-        for (name in bases) if (bases[name] > most) { most = bases[name]; longest = name }
-        printf "%s", longest
-    }'
+    longest=\$(gzip -dc ${fasta} | awk '/^>/ { name = substr(\$1, 2); next } { bases[name] += length(\$0) }
+        END { for (name in bases) print bases[name], name }' | sort -n | tail -n 1 | cut -d ' ' -f 2)
     """
 }
 

@@ -9,6 +9,8 @@ from importlib import metadata
 
 import torch
 
+from virnucpro_core import __version__
+
 
 def machine(device: torch.device) -> dict[str, str]:
     """What the figures were taken on."""
@@ -21,7 +23,8 @@ def machine(device: torch.device) -> dict[str, str]:
             "driver": driver[0] if driver else "unknown",
             "cuda": str(torch.version.cuda),
         }
-    for package in ("torch", "triton", "transformers", "fair-esm", "esm-efficient", "virnucpro"):
+    about["virnucpro"] = __version__
+    for package in ("torch", "triton", "transformers", "fair-esm", "esm-efficient"):
         try:
             about[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

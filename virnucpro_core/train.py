@@ -116,7 +116,7 @@ class Trainee(nn.Module):
         ):
             device = encoder.device
             layout = Layout.of(torch.from_numpy(tokens.lengths), device)
-            vectors = encoder.pool(encoder(torch.from_numpy(tokens.ids).to(device), layout), layout)
+            vectors = encoder.pool(encoder(torch.from_numpy(tokens.ids), layout), layout)
             pooled.append(vectors)
             errors.append(F.mse_loss(head(vectors).float(), torch.from_numpy(truth).to(device)))
         if self.training:  # each half has to tell without the other, in some of the frames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,17 +38,20 @@ def benchmark(
     device: torch.device,
     size: Size | None = None,
     sections: Sequence[str] | None = None,
+    tables: Sequence[Path] = (),
     show: Callable[[str], object] = print,
 ) -> list[Line]:
     """Run sections (default: all) and show each line as it is known; FAIL where its bar is missed.
 
-    size defaults to the published sizes on a GPU and small ones on a CPU. `folder` gets
-    benchmark.json and benchmark.svg. Raises InputError for an unknown section.
+    size defaults to the published sizes on a GPU and small ones on a CPU. tables: frame tables
+    whose lengths ESM-2 is timed on too. `folder` gets benchmark.json and benchmark.svg. Raises
+    InputError for an unknown section.
     """
     for section in sections or ():
         if section not in SECTIONS:
             raise InputError(f"section {section!r} is not known; choose of {', '.join(SECTIONS)}.")
     size = size or (PUBLISHED if device.type == "cuda" else SMALL)
+    size = replace(size, tables=tuple(map(str, tables)))
     about = machine(device)
     show(", ".join(f"{key} {value}" for key, value in about.items()))
     lines = []

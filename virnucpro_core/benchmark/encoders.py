@@ -13,6 +13,8 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch import nn
 
 from virnucpro_core.benchmark.lines import Line, Size
 from virnucpro_core.benchmark.peers import PEERS
+from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import ESM2
@@ -34,8 +37,13 @@ Run = Callable[[], object]
 
 ESM2_GEMMS = ("qkv", "out", "up", "down")
 DNABERT_GEMMS = ("qkv", "out", "gated", "down")
-MIXES = {"166": (166, 166), "50": (50, 50), "30–166": (30, 166), "1022": (1022, 1022)}
-"""Shortest and longest proteins of a batch, in residues, drawn evenly between."""
+MIXES: dict[str, Sequence[int]] = {
+    "166 residues": [166],
+    "50 residues": [50],
+    "30–166 residues": range(30, 167),
+    "1022 residues": [1022],
+}
+"""Lengths of proteins, in residues, that are drawn evenly."""
 BASES_A_TOKEN = 5
 """Bases that one of DNABERT-S's byte pairs stands for, about."""
 
@@ -117,12 +125,11 @@ def batches(lengths: Sequence[int], budget: int, letters: int) -> list[Tokens]:
     ]
 
 
-def protein_batches(size: Size, shortest: int, longest: int, count: int) -> list[Tokens]:
-    """About `count` full batches of proteins."""
+def protein_batches(size: Size, residues: Sequence[int], count: int = 1) -> list[Tokens]:
+    """About `count` full batches of proteins, their lengths drawn from these."""
     rng = np.random.default_rng(1)
-    mean = (shortest + longest) / 2 + 2
-    number = max(2, int((count + 0.5) * size.tokens / mean))
-    return batches((rng.integers(shortest, longest + 1, number) + 2).tolist(), size.tokens, 24)
+    number = max(2, int((count + 0.5) * size.tokens / (np.mean(residues) + 2)))
+    return batches((rng.choice(residues, number) + 2).tolist(), size.tokens, 24)
 
 
 def through(model: Encoder, work: Sequence[Tokens]) -> Run:
@@ -135,6 +142,12 @@ def through(model: Encoder, work: Sequence[Tokens]) -> Run:
     return run
 
 
+def repeated(run: Run, times: int) -> None:
+    """Run several times with no wait between."""
+    for _ in range(times):
+        run()
+
+
 def tokens_in(work: Sequence[Tokens]) -> int:
     return sum(len(tokens.ids) for tokens in work)
 
@@ -143,11 +156,13 @@ def speed(
     name: str, model: ESM2, work: Sequence[Tokens], source: ESM2, size: Size, bar: float | None
 ) -> Iterator[Line]:
     """Tokens/s of a model, of the GEMM chain of `source` on as many tokens a batch, their ratio."""
-    each = tokens_in(work) // len(work)
-    runs = {"chain": chain(source, ESM2_GEMMS, each), "model": through(model, work)}
+    gemms = chain(source, ESM2_GEMMS, tokens_in(work) // len(work))
+    runs: dict[str, Run] = {
+        "chain": partial(repeated, gemms, len(work)),
+        "model": through(model, work),
+    }
     seconds = timed(runs, size.repeats)
-    ceiling = each / seconds["chain"]
-    reached = tokens_in(work) / seconds["model"]
+    ceiling, reached = (tokens_in(work) / seconds[name] for name in runs)
     yield Line(f"{name}: GEMM chain", ceiling, "tokens/s")
     yield Line(f"{name}: model", reached, "tokens/s")
     yield Line(f"{name}: share of the chain", reached / ceiling, "", bar)
@@ -155,14 +170,17 @@ def speed(
 
 def esm2_speed(size: Size, device: torch.device) -> Iterator[Line]:
     """ESM-2 against its GEMM chain in every half precision and length mix, then in fp8."""
+    tables: dict[str, Sequence[int]] = {
+        Path(name).stem: (protein_tokens(Path(name)) - 2).tolist() for name in size.tables
+    }
     for precision, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
         model: ESM2 = build(lambda: ESM2(*size.esm2), device, dtype)
-        for mix, (shortest, longest) in MIXES.items():
-            work = protein_batches(size, shortest, longest, 1 if shortest == longest else 3)
-            bar = 0.93 if mix in ("166", "50") and device.type == "cuda" else None
-            yield from speed(f"ESM-2 {precision}, {mix} residues", model, work, model, size, bar)
+        for mix, residues in {**MIXES, **tables}.items():
+            work = protein_batches(size, residues, 2)
+            bar = 0.93 if mix in ("166 residues", "50 residues") and device.type == "cuda" else None
+            yield from speed(f"ESM-2 {precision}, {mix}", model, work, model, size, bar)
     if has_fp8(device):
-        work = protein_batches(size, 166, 166, 1)
+        work = protein_batches(size, [166], 2)
         quantized = build(lambda: ESM2(*size.esm2), device, dtype).to_fp8()
         yield from speed("ESM-2 fp8 to bf16's chain", quantized, work, model, size, 1.35)
 
@@ -179,7 +197,7 @@ def budgets(size: Size, device: torch.device) -> Iterator[Line]:
 def dnabert_s_share(size: Size, device: torch.device) -> Iterator[Line]:
     """DNABERT-S against its GEMM chain, and its share of both encoders on windows of 500 bases."""
     dtype = torch.bfloat16
-    proteins = protein_batches(size, 166, 166, 1)
+    proteins = protein_batches(size, [166])
     frames = sum(len(tokens.lengths) for tokens in proteins)
     bases = batches([500 // BASES_A_TOKEN + 2] * frames, size.tokens, size.dnabert_s[0])
     model = build(lambda: DNABERTS(*size.dnabert_s), device, dtype)
@@ -206,7 +224,7 @@ def accuracy(size: Size, device: torch.device) -> Iterator[Line]:
 
     The relative difference is to what tells the proteins apart: to embeddings less their mean.
     """
-    proteins = protein_batches(size, 30, 166, 1)[0]
+    proteins = protein_batches(size, range(30, 167))[0]
     ends = np.cumsum(proteins.lengths)
     kept = range(0, len(ends), max(1, len(ends) // 64))
     parts = [proteins.ids[ends[n] - proteins.lengths[n] : ends[n]] for n in kept]
@@ -230,18 +248,22 @@ def peers(size: Size, device: torch.device) -> Iterator[Line]:
     length = 166 + 2
     gpu = device.type == "cuda"
     ours = build(lambda: ESM2(*size.esm2), device, torch.bfloat16)
-    work = protein_batches(size, 166, 166, 1)
+    work = protein_batches(size, [166], 2)
     for peer in PEERS:
         best, factor = 0.0, 0.0
         for budget in peer.budgets if gpu else (1024,):
             ids = torch.randint(4, 24, (budget // length, length), device=device)
             try:
-                runs = {"ours": through(ours, work), "peer": peer.make(size.esm2, ids)}
-                seconds = timed(runs, max(2, size.repeats // 2))
+                run = peer.make(size.esm2, ids)
+                runs: dict[str, Run] = {
+                    "ours": through(ours, work),
+                    "peer": partial(repeated, run, len(work)),
+                }
+                seconds = timed(runs, max(3, size.repeats // 2))
             except Exception as error:  # whatever is wrong with it, ours can still be timed
                 logger.warning("%s is left out: %s", peer.name, error)
                 break
-            rate = ids.numel() / seconds["peer"]
+            rate = len(work) * ids.numel() / seconds["peer"]
             if rate > best:
                 best, factor = rate, tokens_in(work) / seconds["ours"] / rate
         if best:

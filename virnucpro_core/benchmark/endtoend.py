@@ -91,7 +91,7 @@ def _first_batch(frames: Path, model: Model, device: torch.device, cache: Path) 
 
 def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
     """Lines on `embed` from file to file, and on its start; on at most 8 cores."""
-    gpu, large = device.type == "cuda", size == PUBLISHED
+    gpu, large = device.type == "cuda", size.esm2 == PUBLISHED.esm2
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with TemporaryDirectory() as name:
         folder = Path(name)

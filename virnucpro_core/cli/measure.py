@@ -67,6 +67,9 @@ def validate(
 
 @app.command()
 def benchmark(
+    frames: Annotated[
+        list[Path] | None, typer.Argument(help="Frame tables: their lengths are timed as well.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the JSON and the plot.")
     ] = None,
@@ -79,7 +82,8 @@ def benchmark(
     from virnucpro_core.benchmark import benchmark
     from virnucpro_core.embedding.devices import parse_devices
 
-    benchmark(output, device=parse_devices(device)[0], sections=section, show=typer.echo)
+    place = parse_devices(device)[0]
+    benchmark(output, device=place, sections=section, tables=frames or (), show=typer.echo)
 
 
 @app.command()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.attention import Layout, alibi_slopes, varlen_attention
+from virnucpro_core.models.attention import Layout, alibi_slopes, to_device, varlen_attention
 from virnucpro_core.models.checkpoints import read_state_dict
 from virnucpro_core.models.encoder import (
     Encoder,
@@ -78,8 +78,9 @@ class DNABERTS(Encoder):
         return self.tokenizer(sequences)
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
+        ids = to_device(ids, layout.cu_seqlens.device)
         x: Tensor = self.embedding_norm(self.embedding(ids) + self.token_type.weight[0])
-        slopes = torch.tensor(alibi_slopes(self.heads), device=x.device)
+        slopes = to_device(torch.tensor(alibi_slopes(self.heads)), x.device)
         for layer in self.layers:
             x = layer(x, layout, slopes)
         return x

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.models.attention import Layout, to_device
+from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import PRECISIONS, check_precision, dtype_of
 from virnucpro_core.sequences.tokens import Tokens
@@ -33,7 +33,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
-        """Hidden states (T, dim) of packed token ids, int64 (T), in the module's dtype."""
+        """Hidden states (T, dim), in the module's dtype; ids: int64 (T) on the CPU, packed."""
 
     @abstractmethod
     def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
@@ -54,8 +54,7 @@ class Encoder(nn.Module, ABC):
         # kernels launch on the current device, whatever their tensors lie on
         with torch.cuda.device(self.device) if gpu else nullcontext():
             layout = Layout.of(torch.from_numpy(tokens.lengths), self.device)
-            ids = to_device(torch.from_numpy(tokens.ids), self.device)
-            return self.pool(self(ids, layout), layout)
+            return self.pool(self(torch.from_numpy(tokens.ids), layout), layout)
 
     @property
     def precision(self) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.attention import Layout, Rotary, varlen_attention
+from virnucpro_core.models.attention import Layout, Rotary, to_device, varlen_attention
 from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
 from virnucpro_core.models.encoder import (
     Encoder,
@@ -21,7 +22,7 @@ from virnucpro_core.models.encoder import (
     load_into,
     renamed,
 )
-from virnucpro_core.models.ops import Float8Linear, Linear, Residual, fused, segment_mean
+from virnucpro_core.models.ops import Float8Linear, Linear, Residual, segment_mean
 from virnucpro_core.models.pickles import Inert
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK, Tokens, esm_tokens
 
@@ -45,8 +46,11 @@ class Layer(nn.Module):
         self.up: Linear = nn.Linear(dim, 4 * dim)
         self.down: Linear = nn.Linear(4 * dim, dim)
 
-    def forward(self, stream: Residual, layout: Layout, rotary: Rotary) -> None:
-        qkv = stream.through(self.attention_norm, self.qkv)
+    def qkv_of(self, stream: Residual) -> Tensor:
+        """Queries, keys and values, not rotated yet: (T, 3·dim)."""
+        return stream.through(self.attention_norm, self.qkv)
+
+    def forward(self, stream: Residual, qkv: Tensor, layout: Layout, rotary: Rotary) -> None:
         q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
         stream.add(varlen_attention(q, k, v, layout, rotary).flatten(1), self.out)
         stream.add(stream.through_gelu(self.ffn_norm, self.up), self.down)
@@ -70,23 +74,36 @@ class ESM2(Encoder):
     def tokenize(self, sequences: Sequence[str]) -> Tokens:
         return esm_tokens(sequences)
 
-    def _embedded(self, ids: Tensor, layout: Layout) -> Tensor:
-        x: Tensor = self.embedding(ids)
-        if not self.token_dropout:
-            return x
-        masked = ids == ESM_MASK
-        share = segment_mean(masked[:, None], layout.cu_seqlens[:-1], layout.lengths)
-        scale = (1 - MASK_RATIO_TRAIN) / (1 - share)
-        scale = scale[layout.sequence_of].masked_fill(masked[:, None], 0.0)
-        return x.mul_(scale.to(x.dtype)) if fused(x) else x * scale.to(x.dtype)
+    def _read(self, ids: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Embeddings of token ids on the CPU, and the first layer's queries, keys and values.
+
+        Those depend on nothing but the token, so the layer computes them for the alphabet, and each
+        token looks its own up. Mask tokens change the scale of their whole sequence.
+        """
+        first = cast(Layer, self.layers[0])
+        place = to_device(ids, layout.cu_seqlens.device)
+        if self.token_dropout and (ids == ESM_MASK).any():
+            masked = place == ESM_MASK
+            share = segment_mean(masked[:, None], layout.cu_seqlens[:-1], layout.lengths)
+            scale = (1 - MASK_RATIO_TRAIN) / (1 - share)
+            scale = scale[layout.sequence_of].masked_fill(masked[:, None], 0.0)
+            x = self.embedding(place) * scale.to(self.dtype)
+            return x, first.qkv_of(Residual(x))
+        table = self.embedding.weight
+        if self.token_dropout:
+            table = table * (1 - MASK_RATIO_TRAIN)
+        return F.embedding(place, table), F.embedding(place, first.qkv_of(Residual(table)))
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
         layers = cast("list[Layer]", list(self.layers))
+        x, qkv = self._read(ids, layout)
         biases = [bias for layer in layers for bias in (layer.out.bias, layer.down.bias)]
-        stream = Residual(self._embedded(ids, layout), biases)
+        stream = Residual(x, biases)
         rotary = Rotary.of(layout, self.width)
-        for layer in layers:
-            layer(stream, layout, rotary)
+        for n, layer in enumerate(layers):
+            if n > 0:
+                qkv = layer.qkv_of(stream)
+            layer(stream, qkv, layout, rotary)
         return stream.normed(self.norm)
 
     def pool(self, hidden: Tensor, layout: Layout) -> Tensor:

@@ -18,20 +18,22 @@ from virnucpro_core.models.precision import FP8_MAX, NORM_SCALE
 
 LOG2_E = math.log2(math.e)
 BLOCK = 64
-"""Queries, and keys, in one tile of attention: the rows of one Hopper matrix instruction."""
+"""Keys in one tile of attention, and queries: the rows of one Hopper matrix instruction."""
 RESIDENT_BLOCKS = 4
 """Blocks of keys that stay on the chip while a program goes through a sequence's queries."""
 
-ATTENTION = {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
+RESIDENT = {"QUERIES": BLOCK, "num_warps": 4, "num_stages": 1, "maxnreg": 128}
 """Few registers, so that programs enough share a multiprocessor to hide each other's loads."""
+STREAMING = {"QUERIES": 2 * BLOCK, "num_warps": 4, "num_stages": 3}
+"""Twice the queries to a block of keys, which are rotated anew for each; loads run ahead."""
 NORM_WARPS = 2
 GELU_WARPS = 8
 
 
 @triton.jit
-def _halves(x, at, live, cos, sin, factor, stride, WIDTH: tl.constexpr, HALF: tl.constexpr,
+def _halves(x, at, live, cos, sin, stride, WIDTH: tl.constexpr, HALF: tl.constexpr,
             ROPE: tl.constexpr):  # fmt: skip
-    """Both halves of one head's rows `at`, rotated by their positions, times a factor."""
+    """Both halves of one head's rows `at`, rotated by their positions."""
     column = tl.arange(0, HALF)[None, :]
     keep = live[:, None] & (column < WIDTH // 2)
     here = x + at[:, None] * stride + column
@@ -43,21 +45,25 @@ def _halves(x, at, live, cos, sin, factor, stride, WIDTH: tl.constexpr, HALF: tl
         c = tl.load(cos + at[:, None] * (WIDTH // 2) + column, keep, 0.0).to(tl.float32)
         s = tl.load(sin + at[:, None] * (WIDTH // 2) + column, keep, 0.0).to(tl.float32)
         first, second = first * c - second * s, second * c + first * s
-    return (first * factor).to(dtype), (second * factor).to(dtype)
+    return first.to(dtype), second.to(dtype)
 
 
 @triton.jit
-def _attend(q1, q2, k1, k2, value, at, keys, length, slope, top, total, mixed,
+def _attend(q1, q2, k1, k2, value, at, keys, length, factor, slope, top, total, mixed,
             ROPE: tl.constexpr, FIRST: tl.constexpr):  # fmt: skip
-    """Take one block of keys into a running softmax: its maximum, its sum, the mixed values."""
+    """Take one block of keys into a running softmax: its maximum, its sum, the mixed values.
+
+    Scores are not scaled until they are an exponent, where that costs nothing.
+    """
     scores = tl.dot(q2, tl.trans(k2), tl.dot(q1, tl.trans(k1)))
     if not ROPE:
         scores -= slope * tl.abs(at[:, None] - keys[None, :]).to(tl.float32)
     scores = tl.where((keys < length)[None, :], scores, -float("inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
-    weight = tl.exp2(scores - higher[:, None])
+    shift = higher * factor
+    weight = tl.exp2(scores * factor - shift[:, None])
     if not FIRST:
-        shrink = tl.exp2(top - higher)
+        shrink = tl.exp2(top * factor - shift)
         total *= shrink
         mixed *= shrink[:, None]
     total += tl.sum(weight, 1)
@@ -67,7 +73,8 @@ def _attend(q1, q2, k1, k2, value, at, keys, length, slope, top, total, mixed,
 @triton.jit
 def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
                HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
-               BLOCK: tl.constexpr, BLOCKS: tl.constexpr, ROPE: tl.constexpr):  # fmt: skip
+               BLOCK: tl.constexpr, BLOCKS: tl.constexpr, QUERIES: tl.constexpr,
+               ROPE: tl.constexpr):  # fmt: skip
     """One head of one sequence. Up to BLOCKS blocks of keys are rotated once and kept; with
     BLOCKS = 0, for longer sequences, a program takes one block of queries and streams the keys."""
     head = tl.program_id(0)
@@ -82,40 +89,54 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
     column = tl.arange(0, 2 * HALF)[None, :]
     slope = 0.0
     if not ROPE:
-        slope = tl.load(slopes + head) * 1.4426950408889634  # log2(e)
+        slope = tl.load(slopes + head) * 1.4426950408889634 / factor  # log2(e)
 
-    first = tl.program_id(2) * BLOCK
-    last = tl.minimum(first + BLOCK, length)
+    first = tl.program_id(2) * QUERIES
+    last = tl.minimum(first + QUERIES, length)
     k1s, k2s, vs = (), (), ()
     if BLOCKS > 0:
         last = length
         for b in tl.static_range(BLOCKS):
             keys = b * BLOCK + block
-            k1, k2 = _halves(k, keys, keys < length, cos, sin, 1.0, stride, WIDTH, HALF, ROPE)
+            k1, k2 = _halves(k, keys, keys < length, cos, sin, stride, WIDTH, HALF, ROPE)
             live = (keys < length)[:, None] & (column < WIDTH)
             k1s, k2s = k1s + (k1,), k2s + (k2,)
             vs = vs + (tl.load(v + keys[:, None] * stride + column, live, 0.0),)
 
-    for begin in range(first, last, BLOCK):
-        at = begin + block
-        q1, q2 = _halves(q, at, at < length, cos, sin, factor, stride, WIDTH, HALF, ROPE)
-        top = tl.full((BLOCK,), -float("inf"), tl.float32)
-        total = tl.zeros((BLOCK,), tl.float32)
-        mixed = tl.zeros((BLOCK, 2 * HALF), tl.float32)
+    for begin in range(first, last, QUERIES):
+        at = begin + tl.arange(0, QUERIES)
+        q1, q2 = _halves(q, at, at < length, cos, sin, stride, WIDTH, HALF, ROPE)
+        top = tl.full((QUERIES,), -float("inf"), tl.float32)
+        total = tl.zeros((QUERIES,), tl.float32)
+        mixed = tl.zeros((QUERIES, 2 * HALF), tl.float32)
         if BLOCKS > 0:
             for b in tl.static_range(BLOCKS):
                 top, total, mixed = _attend(
-                    q1, q2, k1s[b], k2s[b], vs[b], at, b * BLOCK + block, length, slope,
+                    q1, q2, k1s[b], k2s[b], vs[b], at, b * BLOCK + block, length, factor, slope,
                     top, total, mixed, ROPE, b == 0,
                 )  # fmt: skip
         else:
             for begin_keys in range(0, length, BLOCK):
                 keys = begin_keys + block
-                k1, k2 = _halves(k, keys, keys < length, cos, sin, 1.0, stride, WIDTH, HALF, ROPE)
+                k1, k2 = _halves(k, keys, keys < length, cos, sin, stride, WIDTH, HALF, ROPE)
                 live = (keys < length)[:, None] & (column < WIDTH)
                 value = tl.load(v + keys[:, None] * stride + column, live, 0.0)
                 top, total, mixed = _attend(
-                    q1, q2, k1, k2, value, at, keys, length, slope, top, total, mixed, ROPE, False
+                    q1,
+                    q2,
+                    k1,
+                    k2,
+                    value,
+                    at,
+                    keys,
+                    length,
+                    factor,
+                    slope,
+                    top,
+                    total,
+                    mixed,
+                    ROPE,
+                    False,
                 )
         result = (mixed * (1.0 / total)[:, None]).to(out.dtype.element_ty)
         live = (at < length)[:, None] & (column < WIDTH)
@@ -141,12 +162,14 @@ def attention(
     blocks = triton.cdiv(max_seqlen, BLOCK)
     resident = blocks <= RESIDENT_BLOCKS
     cos, sin = rope or (cu_seqlens, cu_seqlens)
-    _attention[(heads, len(cu_seqlens) - 1, 1 if resident else blocks)](
+    launch = RESIDENT if resident else STREAMING
+    tiles = 1 if resident else triton.cdiv(max_seqlen, STREAMING["QUERIES"])
+    _attention[(heads, len(cu_seqlens) - 1, tiles)](
         q, k, v, out, cu_seqlens, cos, sin, cu_seqlens if slopes is None else slopes,
         LOG2_E / math.sqrt(width), q.stride(0),
         HEADS=heads, WIDTH=width, HALF=max(16, triton.next_power_of_2(width // 2)),
         BLOCK=BLOCK, BLOCKS=blocks if resident else 0, ROPE=rope is not None,
-        **ATTENTION,
+        **launch,
     )  # fmt: skip
     return out
 

@@ -93,7 +93,7 @@ class Residual:
     biases: those of the linear layers that will be added to it, in order.
     """
 
-    def __init__(self, x: Tensor, biases: Sequence[Tensor]) -> None:
+    def __init__(self, x: Tensor, biases: Sequence[Tensor] = ()) -> None:
         self.x = x
         self.fused = fused(x)
         if self.fused and len(biases) > 1:

@@ -235,7 +235,6 @@ def layer_norm(
     NORM_SCALE.
     """
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn if affine is None else x.dtype)
-    weight, bias = affine or (owed, owed)
     weight, bias = affine or (x, x)
     _layer_norm[(len(x),)](
         x,

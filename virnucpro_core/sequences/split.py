@@ -32,7 +32,7 @@ FLOPS = {
     "h200": 5.1e14,
 }
 """Floating point operations a second that `embed` reaches on a device, file to file: measured on an
-H100 (docs/benchmarks/embed-h100.json); the other GPUs by their peaks, the CPU as 8 cores."""
+H100 (docs/benchmarks/h100); the other GPUs by their peaks, the CPU as 8 cores."""
 
 PARAMETERS = {"mini": 2.4e6}
 """Of both encoders; of a model that is not named here, those of the published ones."""

@@ -54,7 +54,9 @@ def embed(frames: Path, output: Path, devices: str, model: list[str]) -> dict[st
         [*command, *model, "--devices", devices], stderr=subprocess.PIPE, text=True
     )
     assert run.stderr
-    said, first, last = [], [], []
+    said: list[str] = []
+    first: list[float] = []
+    last: list[float] = []
     for line in run.stderr:
         said.append(line)
         for pattern, times in ((FIRST, first), (LAST, last)):

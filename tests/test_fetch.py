@@ -123,6 +123,21 @@ def test_fetch_of_shards_takes_those_of_the_index(hub: Hub, fetch: Fetch, tmp_pa
     ]
 
 
+def test_fetch_again_replaces_what_was_fetched_before(
+    hub: Hub, fetch: Fetch, tmp_path: Path
+) -> None:
+    run = fetch("--classifier", hub.root / "500_model.pth")
+    assert run.returncode == 0, run.stderr
+    save_bin(hub.root / DNABERT_S)
+    (hub.root / DNABERT_S / "model.safetensors").unlink()
+    hub.downloads.clear()
+    run = fetch("--classifier", hub.root / "500_model.pth")
+    assert run.returncode == 0, run.stderr
+    assert sent(hub) == ["pytorch_model.bin"]
+    model = resolve_model("virnucpro-500", tmp_path / "models")
+    assert not (model.nucleotide / "model.safetensors").exists()
+
+
 def test_fetch_with_a_dropped_connection_goes_on_where_it_broke(hub: Hub, fetch: Fetch) -> None:
     shutil.rmtree(hub.root / ESM2)
     save_esm2(hub.root / ESM2, layers=4, dim=352, heads=4)

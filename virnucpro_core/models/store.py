@@ -178,8 +178,9 @@ def import_model(
 
     dnabert_s is a Hugging Face folder, esm2 fair-esm's `.pt` or such a folder, classifier a `.pth`
     as the original saves it or safetensors. window may be left out for the published names;
-    source, where the parts were fetched from, is kept in model.json. Raises InputError for unclear
-    arguments, ModelError when a part does not load.
+    source, where the parts were fetched from, is kept in model.json. What an earlier import left in
+    the encoders' folders is removed. Raises InputError for unclear arguments, ModelError when a
+    part does not load.
     """
     from virnucpro_core.models.classifier import load_classifier
     from virnucpro_core.models.dnabert_s import load_dnabert_s
@@ -204,6 +205,10 @@ def import_model(
         for file in files:
             with written_aside(folder / file.relative_to(part.parent)) as aside:
                 shutil.copyfile(file, aside)
+        kept = {file.name for file in files}
+        for file in (folder / part.name).glob("*"):
+            if file.is_file() and file.name not in kept:
+                file.unlink()
     logger.info("model %s is in %s", name, folder)
     about = {"source": dict(source)} if source else {}
     return write_model(folder, name, window, dim, parts, **about)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sample import FASTA, Sample, viral
 from tiny import WINDOW, write_tiny_model
 
 from virnucpro_core.models.store import Model, resolve_model
@@ -60,3 +61,9 @@ def edge_frames(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = tmp_path_factory.mktemp("edge") / "frames.parquet"
     translate([edge], frames, WINDOW)
     return frames
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Sample:
+    """Ten contigs of every call and reason, in pieces, with their embeddings."""
+    return Sample(tmp_path, FASTA, viral, shard_bp=60)

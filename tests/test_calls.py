@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,123 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import save_file
+from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, viral
 
 from virnucpro_core.embedding.merge import merge
-from virnucpro_core.embedding.shards import Origin, write_shard
-from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.models.classifier import MLPClassifier
-from virnucpro_core.models.store import Model
+from virnucpro_core.errors import InputError
 from virnucpro_core.results import classify as stage
 from virnucpro_core.results.calls import WindowCalls, call_contigs
-from virnucpro_core.results.classify import classify
-from virnucpro_core.schema import frame_meta
-from virnucpro_core.sequences.split import split
-from virnucpro_core.sequences.translate import translate
-
-WINDOW = 30
-OPEN = "GCAGCAGCAG" * 3  # no stop in any frame
-STOPS = "TTAATTAATTAATTAATTAATTAATTAATT"  # one in each
-WEIGHTS = {"nucleotide/a.safetensors": "ab" * 32, "classifier.safetensors": "cd" * 32}
-Logits = Callable[[str], tuple[float, float]]
-
-
-def identity(path: Path) -> Path:
-    """A classifier whose logits are the embedding's two values, where these are not negative."""
-    model = MLPClassifier(2, 2).eval()
-    with torch.no_grad():
-        for layer in (model.hidden_layer, model.output_layer):
-            layer.weight.copy_(torch.eye(2))
-            layer.bias.zero_()
-    state = model.state_dict() | {"bn1.running_var": torch.full((2,), 1 - 1e-5)}
-    save_file(state, path)
-    return path
-
-
-class Sample:
-    """A FASTA taken to embeddings whose logits a test chooses, by frame id."""
-
-    def __init__(self, folder: Path, fasta: str, logits: Logits, shard_bp: int = 10**7) -> None:
-        self.folder = folder
-        (folder / "in.fa").write_text(fasta)
-        self.pieces = split([folder / "in.fa"], folder / "split", shard_bp)
-        self.contigs = folder / "split/contigs.parquet"
-        self.model = Model(
-            name="tiny",
-            folder=folder,
-            window=WINDOW,
-            dim=2,
-            nucleotide=folder,
-            protein=folder,
-            classifier=identity(folder / "c.safetensors"),
-            weights=WEIGHTS,
-        )
-        self.origin = Origin("tiny", dict(list(WEIGHTS.items())[:1]), WINDOW, "fp32", True)
-        self.frames = []
-        self.shards = []
-        for piece in self.pieces:
-            table = piece.with_suffix(".parquet")
-            translate([piece], table, WINDOW)
-            ids = pq.read_table(table)["frame_id"].to_pylist()
-            values = np.array([logits(name) for name in ids], np.float32).reshape(-1, 2)
-            self.frames.append(table)
-            self.shards.append(self.shard(table, ids, values))
-        self.embeddings = folder / "embeddings.h5"
-        merge(self.shards, self.frames, self.embeddings)
-
-    def shard(self, table: Path, ids: list[str], values: Any) -> Path:
-        path = table.with_suffix(".h5")
-        names = np.array([name.encode() for name in ids], "S64")
-        write_shard(path, self.origin, frame_meta(table).digest, names, 2, iter([values]))
-        return path
-
-    def classify(self, out: str = "out", **options: Any) -> pa.Table:
-        arguments = {
-            "embeddings": self.embeddings,
-            "frames": self.frames,
-            "contigs": self.contigs,
-            "out": self.folder / out,
-            "model": self.model,
-        }
-        return classify(**{**arguments, **options})
-
-    def rows(self, name: str, out: str = "out") -> list[dict[str, str]]:
-        with (self.folder / out / name).open(newline="") as handle:
-            return list(csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def viral(frame_id: str) -> tuple[float, float]:
-    """Frames of contigs whose id begins with v are viral, of t are a tie, else not."""
-    return {"v": (0.0, 2.0), "t": (1.0, 1.0)}.get(frame_id[0], (3.0, 0.0))
-
-
-FASTA = f""">v1 a phage, perhaps
-{OPEN}{OPEN}{OPEN}
->other|1
-{OPEN}
->t1
-{OPEN}
->v_half  with two blanks
-{OPEN}{STOPS}
->stops
-{STOPS}{STOPS}
->short
-AC
->ns
-NNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNN
->iupac
-ACRACRACRACRACRACR
->astride
-{"N" * 28}AC{"G" + "N" * 29}
->v"quoted"
-{OPEN}
-"""
-
-
-@pytest.fixture
-def sample(tmp_path: Path) -> Sample:
-    return Sample(tmp_path, FASTA, viral, shard_bp=60)
 
 
 def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
@@ -300,76 +185,3 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     assert [row["call"] for row in rows] == ["no_call", "other", "virus"]
     assert rows[0]["reason"] == "too_short"
     assert (rows[2]["windows"], rows[2]["frames"], rows[2]["viral_fraction"]) == (2, 2, 1.0)
-
-
-def refused(
-    sample: Sample, mentions: str, kind: type[Exception] = InputError, **options: Any
-) -> None:
-    with pytest.raises(kind, match=mentions):
-        sample.classify(**options)
-    assert not list(sample.folder.glob("out/*")), "a refusal left files"
-
-
-def test_frames_that_are_missing_foreign_or_doubled_are_refused(
-    sample: Sample, tmp_path: Path
-) -> None:
-    refused(sample, "were not given", frames=sample.frames[1:])
-    refused(sample, "given before", frames=[*sample.frames, sample.frames[0]])
-    (tmp_path / "else").mkdir()
-    other = Sample(tmp_path / "else", f">x\n{OPEN}\n", viral)
-    refused(sample, "no embeddings of these frames", frames=[*sample.frames, *other.frames])
-    refused(sample, "'v1' is not in this inventory", contigs=other.contigs)
-    refused(sample, "no such file", frames=[tmp_path / "absent.parquet"])
-
-
-def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(
-    sample: Sample, tmp_path: Path
-) -> None:
-    inventory = pq.read_table(sample.contigs)
-    for lacking in range(inventory.num_rows):
-        name = inventory["contig"][lacking].as_py()
-        if inventory["sequence"][lacking].as_py().startswith(OPEN):
-            kept = [i for i in range(inventory.num_rows) if i != lacking]
-            pq.write_table(inventory.take(kept), tmp_path / "lacks")
-            refused(sample, f"'{name}' is not in this inventory", contigs=tmp_path / "lacks")
-    shorter = inventory.set_column(2, "length", pa.array([30] * 10, pa.int64()))
-    pq.write_table(shorter, tmp_path / "shorter")
-    refused(sample, "'v1' is not in this inventory", contigs=tmp_path / "shorter")
-
-
-def test_embeddings_of_another_model_or_of_other_weights_are_refused(sample: Sample) -> None:
-    refused(sample, "made with the model 'tiny'", model=replace(sample.model, name="mini"))
-    weights = {**WEIGHTS, "nucleotide/a.safetensors": "ef" * 32}
-    refused(sample, "other weights", model=replace(sample.model, weights=weights))
-    refused(sample, "windows of 30", model=replace(sample.model, window=300))
-    retrained = {**WEIGHTS, "classifier.safetensors": "ef" * 32}
-    sample.classify(model=replace(sample.model, weights=retrained))
-
-
-def test_a_classifier_of_another_width_is_refused(sample: Sample, tmp_path: Path) -> None:
-    save_file(MLPClassifier(3, 2).state_dict(), tmp_path / "wide.safetensors")
-    model = replace(sample.model, classifier=tmp_path / "wide.safetensors")
-    refused(sample, "takes embeddings of 3", ModelError, model=model)
-
-
-def test_other_rows_and_values_that_are_not_finite_are_refused(sample: Sample) -> None:
-    table = sample.frames[0]
-    ids = pq.read_table(table)["frame_id"].to_pylist()
-    values = np.ones((len(ids), 2), np.float32)
-    sample.shard(table, ids[::-1], values)
-    refused(sample, "are not the frames of")
-    values[3, 1] = np.inf
-    sample.shard(table, ids, values)
-    refused(sample, f"{ids[3]} is not finite")
-
-
-def test_a_refused_run_leaves_the_results_of_the_last_good_one(sample: Sample) -> None:
-    sample.classify()
-    before = {p: hashlib.sha256(p.read_bytes()).digest() for p in (sample.folder / "out").iterdir()}
-    table = sample.frames[-1]
-    ids = pq.read_table(table)["frame_id"].to_pylist()
-    sample.shard(table, ids, np.full((len(ids), 2), np.nan, np.float32))
-    with pytest.raises(InputError):
-        sample.classify()
-    after = {p: hashlib.sha256(p.read_bytes()).digest() for p in (sample.folder / "out").iterdir()}
-    assert after == before

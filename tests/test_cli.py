@@ -72,7 +72,7 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
         (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
         (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
-        (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models import"),
+        (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
         (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),
         (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
         (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),

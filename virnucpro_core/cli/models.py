@@ -27,6 +27,29 @@ def models_list(models_dir: ModelsDir = None) -> None:
     Console().print(table)
 
 
+@app.command("fetch")
+def models_fetch(
+    name: Annotated[str, typer.Argument(help="virnucpro-300 or virnucpro-500.")],
+    classifier: Annotated[
+        str | None, typer.Option(help="The original's .pth: a path or a URL.")
+    ] = None,
+    models_dir: ModelsDir = None,
+    dnabert_s_revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    esm2_revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+) -> None:
+    """Fetch a published model into the models folder, checked and hashed."""
+    from virnucpro_core.models.fetch import fetch_model
+
+    model = fetch_model(
+        name,
+        classifier=classifier,
+        models_dir=models_dir,
+        dnabert_s_revision=dnabert_s_revision,
+        esm2_revision=esm2_revision,
+    )
+    typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
+
+
 @app.command("import")
 def models_import(
     name: Annotated[str, typer.Argument(help="virnucpro-300, virnucpro-500, or one of yours.")],

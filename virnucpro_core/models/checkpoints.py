@@ -74,18 +74,23 @@ def _module_state(record: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[
             yield f"{prefix}{key}", value
 
 
-def _read_index(path: Path) -> dict[str, object]:
+def read_weight_map(path: Path) -> dict[str, str]:
+    """The shard of each weight, by an index of sharded weights; ModelError when it is none."""
     try:
-        where = json.loads(path.read_text())["weight_map"]
-        shards = sorted(set(where.values()))
-        if any(Path(shard).name != shard for shard in shards):
+        where = dict(json.loads(path.read_text())["weight_map"])
+        if any(Path(shard).name != shard for shard in where.values()):
             raise ValueError("a shard outside the folder")
+        return where
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: is no index of sharded weights ({error}).") from None
+
+
+def _read_index(path: Path) -> dict[str, object]:
+    where = read_weight_map(path)
     state: dict[str, object] = {}
-    for shard in shards:
+    for shard in sorted(set(where.values())):
         part = read_state_dict(path.parent / shard)
         state.update({key: part[key] for key in where if where[key] == shard and key in part})
     if lacking := [key for key in where if key not in state]:

@@ -119,14 +119,18 @@ def folder_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""What weights are called in a Hugging Face folder; the first that is there is taken."""
+
+
 def folder_weights(folder: Path) -> Path:
     """The weight file of a Hugging Face folder, safetensors first; ModelError when it has none."""
-    for name in (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ):
+    for name in WEIGHT_FILES:
         if (folder / name).exists():
             return folder / name
     raise ModelError(f"{folder}: holds no weights; give a folder with model.safetensors.")

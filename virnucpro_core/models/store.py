@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def models_folder(models_dir: Path | None) -> Path | None:
         return models_dir
     folder = os.environ.get("VIRNUCPRO_MODELS")
     return Path(folder) if folder else None
+
+
+def root_folder(models_dir: Path | None) -> Path:
+    """The models folder to write to; InputError when none is set."""
+    folder = models_folder(models_dir)
+    if folder is None:
+        raise InputError("no models folder is set; name one with --models-dir.")
+    return folder
 
 
 def _folders(models_dir: Path | None) -> dict[str, Path]:
@@ -103,8 +112,8 @@ def resolve_model(name: str, models_dir: Path | None = None) -> Model:
     if name in PUBLISHED:
         raise ModelError(
             f"model {name!r} is not in {where or 'a models folder (none is set)'}; "
-            f"bring its weights in with `virnucpro models import {name}` and name the folder "
-            "with --models-dir or $VIRNUCPRO_MODELS."
+            f"bring it in with `virnucpro models fetch {name}`, or `models import` without "
+            "internet, and name the folder with --models-dir or $VIRNUCPRO_MODELS."
         )
     known = ", ".join(sorted({*folders, *PUBLISHED}))
     raise InputError(f"model {name!r} is not known; choose one of {known}.")
@@ -163,20 +172,21 @@ def import_model(
     classifier: Path,
     models_dir: Path | None = None,
     window: int | None = None,
+    source: Mapping[str, str] | None = None,
 ) -> Model:
     """Copy a model's parts into the models folder, where it is found by name from then on.
 
     dnabert_s is a Hugging Face folder, esm2 fair-esm's `.pt` or such a folder, classifier a `.pth`
-    as the original saves it or safetensors. window may be left out for the published names.
-    Raises InputError for unclear arguments, ModelError when a part does not load.
+    as the original saves it or safetensors. window may be left out for the published names;
+    source, where the parts were fetched from, is kept in model.json. What an earlier import left in
+    the encoders' folders is removed. Raises InputError for unclear arguments, ModelError when a
+    part does not load.
     """
     from virnucpro_core.models.classifier import load_classifier
     from virnucpro_core.models.dnabert_s import load_dnabert_s
     from virnucpro_core.models.esm2 import load_esm2
 
-    root = models_folder(models_dir)
-    if root is None:
-        raise InputError("no models folder is set; name one with --models-dir.")
+    root = root_folder(models_dir)
     window = window or PUBLISHED.get(name)
     if window is None:
         raise InputError(f"the window of model {name!r} is not known; give --window.")
@@ -189,13 +199,16 @@ def import_model(
         )
     folder = root / name
     parts = {}
-    for key, source in (("nucleotide", dnabert_s), ("protein", esm2), ("classifier", classifier)):
-        parts[key] = source.name
-        files = (
-            [source] if source.is_file() else [f for g in _ENCODER_FILES for f in source.glob(g)]
-        )
+    for key, part in (("nucleotide", dnabert_s), ("protein", esm2), ("classifier", classifier)):
+        parts[key] = part.name
+        files = [part] if part.is_file() else [f for g in _ENCODER_FILES for f in part.glob(g)]
         for file in files:
-            with written_aside(folder / file.relative_to(source.parent)) as aside:
+            with written_aside(folder / file.relative_to(part.parent)) as aside:
                 shutil.copyfile(file, aside)
+        kept = {file.name for file in files}
+        for file in (folder / part.name).glob("*"):
+            if file.is_file() and file.name not in kept:
+                file.unlink()
     logger.info("model %s is in %s", name, folder)
-    return write_model(folder, name, window, dim, parts)
+    about = {"source": dict(source)} if source else {}
+    return write_model(folder, name, window, dim, parts, **about)

@@ -14,6 +14,11 @@ workflow {
 
     def samples = readInput(params.input)
 
+    // A container gets this folder mounted: it must be there, and the user's.
+    if (params.checkpoint_dir) {
+        file(params.checkpoint_dir).mkdirs()
+    }
+
     FASTA_CLASSIFY_VIRNUCPRO(
         channel.fromList(samples),
         channel.value([params.model, params.models_dir ? file(params.models_dir, checkIfExists: true) : []]),

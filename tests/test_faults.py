@@ -151,3 +151,29 @@ def test_on_bad_sample_stop_ends_the_run(ten_samples: Path) -> None:
     assert run.returncode != 0
     assert "s6.fa, line 2: 'L' is no nucleotide" in run.stdout
     assert not list((ten_samples / "results").glob("report/report.html"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ("", "virnucpro: s6.fa, line 2: 'L' is no nucleotide"),
+        ("trace.enabled = false", "says why; .nextflow.log names that folder."),
+        ("trace.fields = 'name,status'", "says why; .nextflow.log names that folder."),
+    ],
+)
+def test_every_sample_refused_with_the_trace_elsewhere_or_nowhere(
+    settings: str, reason: str, ten_samples: Path
+) -> None:
+    (ten_samples / "trace.config").write_text(settings + "\n")
+    words = ["-profile", "test", "--input", "s6.fa"]
+    words += [] if settings else ["-with-trace", "elsewhere/trace.txt"]
+    run = nextflow(ten_samples, "-c", "trace.config", "run", f"{ROOT}/main.nf", *words)
+    assert run.returncode != 0
+    (left_out,) = (line for line in run.stdout.splitlines() if "Sample s6 was" in line)
+    assert left_out.startswith("ERROR ~ Sample s6 was left out: ")
+    assert reason in left_out
+    assert "Calls:  none, every sample was left out" in run.stdout
+    assert "contigs.tsv" not in run.stdout
+    assert "Report:" not in run.stdout
+    assert "Tasks:  0 run, 0 cached, 0 tried again; " in run.stdout
+    assert (ten_samples / "elsewhere" / "trace.txt").exists() == (not settings)

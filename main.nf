@@ -14,6 +14,11 @@ workflow {
 
     def samples = readInput(params.input)
 
+    // A container gets this folder mounted: it must be there, and the user's.
+    if (params.checkpoint_dir) {
+        file(params.checkpoint_dir).mkdirs()
+    }
+
     FASTA_CLASSIFY_VIRNUCPRO(
         channel.fromList(samples),
         channel.value([params.model, params.models_dir ? file(params.models_dir, checkIfExists: true) : []]),
@@ -30,14 +35,19 @@ workflow {
         .mix(channel.of(versions))
         .collectFile(name: 'software_versions.yml', storeDir: "${params.outdir}/pipeline_info", sort: true)
 
+    def called = []
+    FASTA_CLASSIFY_VIRNUCPRO.out.calls.subscribe { meta, _calls -> called << meta.id }
+
     def run = workflow // event handlers do not see `workflow` itself
     def outdir = params.outdir
+    def trace = nextflow.Global.session.config.trace // as configured, or as -with-trace says
     workflow.onComplete {
-        refusals(file("${outdir}/pipeline_info/trace.txt"), run.workDir).each { sample, sentence ->
+        def missing = samples.collect { meta, _fastas -> meta.id } - called
+        refusals(trace, run.workDir, run.stats.ignoredCount ? missing : []).each { sample, sentence ->
             log.error("Sample ${sample} was left out: ${sentence}")
         }
         if (run.success) {
-            log.info(summary(samples, outdir, run.stats, run.duration))
+            log.info(summary(called.sort(), outdir, run.stats, run.duration))
         }
     }
     workflow.onError {

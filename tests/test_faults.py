@@ -67,7 +67,7 @@ def test_resume_after_the_head_was_killed_runs_only_what_is_missing(tmp_path: Pa
 
 
 def test_embed_task_killed_half_way_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    """The killer acts once a block is finished; the second try, with half the batch, keeps it."""
+    """The killer acts once a block is finished; the second try keeps it."""
     fasta = re.sub(r"^(>\S+).*", r"\1", (DEMO / "phages.fasta").read_text(), flags=re.MULTILINE)
     copies = "".join(re.sub(r"^>", f">{n}_", fasta, flags=re.MULTILINE) for n in range(12))
     (tmp_path / "many.fasta").write_text(copies)
@@ -94,8 +94,31 @@ def test_embed_task_killed_half_way_goes_on_from_its_checkpoint(tmp_path: Path) 
     assert kept, said
     print(kept[0])
     assert 0 < int(kept[1]) < int(kept[2])
-    assert "--token-budget 16384" in (task / ".command.sh").read_text()
+    assert "--token-budget" not in (task / ".command.sh").read_text()
     assert not list(blocks.iterdir())
+
+
+def test_only_out_of_gpu_memory_makes_the_batch_smaller(tmp_path: Path) -> None:
+    """Without -profile gpu: GPUs may be given otherwise. Once smaller, it does not grow again."""
+    (tmp_path / "faults.config").write_text(
+        "process { withName: VIRNUCPRO_EMBED { beforeScript = {\n"
+        "    def exits = [phages_piece_00001: [4, 143], others_piece_00001: [137]][meta.id] ?: []\n"
+        "    task.attempt <= exits.size() ? \"exit ${exits[task.attempt - 1]}\" : ''\n"
+        "} } }\n"
+    )
+    run = nextflow(tmp_path, "-c", "faults.config", "run", f"{ROOT}/main.nf", "-profile", "test")
+    assert run.returncode == 0, run.stdout
+    budgets: dict[str, list[list[str]]] = {}
+    trace = rows(tmp_path / "results" / "pipeline_info" / "trace.txt")
+    for row in sorted(trace, key=lambda row: int(row["task_id"])):
+        if "EMBED" in row["name"]:
+            (task,) = tmp_path.glob(f"work/{row['hash']}*")
+            budget = re.findall(r"--token-budget (\d+)", (task / ".command.sh").read_text())
+            budgets.setdefault(row["name"].split("(")[1], []).append([row["exit"], *budget])
+    print(budgets)
+    assert budgets.pop("phages_piece_00001)") == [["4"], ["143", "16384"], ["0", "8192"]]
+    assert budgets.pop("others_piece_00001)") == [["137"], ["0"]]
+    assert all(tries == [["0"]] for tries in budgets.values())
 
 
 @pytest.fixture
@@ -128,3 +151,29 @@ def test_on_bad_sample_stop_ends_the_run(ten_samples: Path) -> None:
     assert run.returncode != 0
     assert "s6.fa, line 2: 'L' is no nucleotide" in run.stdout
     assert not list((ten_samples / "results").glob("report/report.html"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ("", "virnucpro: s6.fa, line 2: 'L' is no nucleotide"),
+        ("trace.enabled = false", "says why; .nextflow.log names that folder."),
+        ("trace.fields = 'name,status'", "says why; .nextflow.log names that folder."),
+    ],
+)
+def test_every_sample_refused_with_the_trace_elsewhere_or_nowhere(
+    settings: str, reason: str, ten_samples: Path
+) -> None:
+    (ten_samples / "trace.config").write_text(settings + "\n")
+    words = ["-profile", "test", "--input", "s6.fa"]
+    words += [] if settings else ["-with-trace", "elsewhere/trace.txt"]
+    run = nextflow(ten_samples, "-c", "trace.config", "run", f"{ROOT}/main.nf", *words)
+    assert run.returncode != 0
+    (left_out,) = (line for line in run.stdout.splitlines() if "Sample s6 was" in line)
+    assert left_out.startswith("ERROR ~ Sample s6 was left out: ")
+    assert reason in left_out
+    assert "Calls:  none, every sample was left out" in run.stdout
+    assert "contigs.tsv" not in run.stdout
+    assert "Report:" not in run.stdout
+    assert "Tasks:  0 run, 0 cached, 0 tried again; " in run.stdout
+    assert (ten_samples / "elsewhere" / "trace.txt").exists() == (not settings)

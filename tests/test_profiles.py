@@ -100,28 +100,63 @@ def test_gpus_are_asked_for_by_the_profile_alone_and_never_globally(
         for line in configurations[names].splitlines()
         if re.match(r"\S+(accelerator|containerOptions|runOptions|engineOptions) = ", line)
     ]
-    with_gpu = [name for name in settings if not name.endswith(".runOptions")]
-    label = "process.'withLabel:process_gpu.*'"
-    assert with_gpu == (
-        [f"{label}.accelerator", f"{label}.containerOptions"] if "gpu" in names else []
-    )
+    label = "process.'withLabel:process_gpu"
+    assert [name for name in settings if not name.endswith(".runOptions")] == [
+        f"{label}'.containerOptions",
+        *([f"{label}.*'.accelerator"] if "gpu" in names else []),
+    ]
     assert "--gpus" not in (value(configurations[names], "docker.runOptions") or "")
 
 
-@pytest.mark.parametrize("engine", GPU_FLAGS)
-def test_containers_of_embed_alone_get_the_gpus(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_files_of_containers_are_the_users(
+    engine: str, configurations: dict[tuple[str, ...], str]
+) -> None:
+    """The image's own user could not write into a task's folder; Singularity's is the user."""
+    text = configurations["test", "gpu", "slurm", "debug", engine]
+    users = {"docker": "'-u $(id -u):$(id -g)'", "podman": "'-u 0:0'"}
+    for other in ENGINES:
+        expected = users.get(other) if other == engine else None
+        assert value(text, f"{other}.runOptions") == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "profiles", "kept"),
+    [
+        *((engine, f"gpu,{engine},test", True) for engine in GPU_FLAGS),
+        *((engine, f"test,{engine},gpu", False) for engine in ("docker", "singularity")),
+        *((engine, f"{engine},test", True) for engine in ("podman", "apptainer")),
+        ("docker", "test,docker", False),
+    ],
+)
+def test_containers_of_embed_alone_get_gpus_checkpoints_and_locks(
+    engine: str, profiles: str, kept: bool, tmp_path: Path
+) -> None:
     """A stub run with a stand-in for the engine: what each task would be started with."""
     shim = tmp_path / "path" / engine
     shim.parent.mkdir()
     shim.write_text(ENGINE_SHIM)
     shim.chmod(0o755)
     path = f"{shim.parent}:{os.environ['PATH']}"
-    words = ["-stub", "-profile", f"gpu,{engine},test", "--gpus_per_task", "2"]
+    words = ["-stub", "-profile", profiles, "--gpus_per_task", "2"]
+    words += ["--checkpoint_dir", "kept here"] if kept else []
     run = nextflow(tmp_path, "run", f"{ROOT}/main.nf", *words, PATH=path)
     assert run.returncode == 0, run.stdout
     tasks = [task.read_text() for task in (tmp_path / "work").glob("*/*/.command.run")]
     assert len(tasks) == 11
     assert all("ghcr.io" in task for task in tasks)
-    assert [f" {GPU_FLAGS[engine]} " in task for task in tasks] == [
-        "VIRNUCPRO_EMBED" in task for task in tasks
+    gpu = "gpu" in profiles
+    folder = tmp_path / "kept here"
+    mount, env = ("-v", "-e") if engine in ("docker", "podman") else ("-B", "--env")
+    options = [
+        *([GPU_FLAGS[engine]] if gpu else []),
+        *([f"{mount} '{folder}:{folder}'"] if kept else []),
+        f'{mount} "${{VIRNUCPRO_LOCKS:-/tmp}}":/mnt {env} VIRNUCPRO_LOCKS=/mnt',
     ]
+    for task in tasks:
+        embeds = "VIRNUCPRO_EMBED" in task
+        assert (f" {' '.join(options)} " in task) == embeds
+        assert (GPU_FLAGS[engine] in task) == (embeds and gpu)
+        assert (str(folder) in task) == ("VIRNUCPRO_LOCKS" in task and kept) == (embeds and kept)
+        assert ("CUDA_VISIBLE_DEVICES" in task) == gpu
+    assert folder.is_dir() == kept

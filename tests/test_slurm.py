@@ -7,13 +7,14 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from one_node import GPUS, Cluster, Job, most_at_once, one_node, why_not
-from test_nextflow import NEXTFLOW, ROOT, rows
+from one_node import GPUS, NODE, Cluster, Job, most_at_once, one_node, why_not
+from test_nextflow import DEMO, NEXTFLOW, ROOT, rows
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,15 +22,17 @@ pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=f"no Slurm: {why_not()}"),
 ]
 
-# What happens to the first try of four embed tasks. A job that is cancelled or whose time is up
-# gets its signal while it sleeps. Nextflow looks more often than it would, to be done sooner.
-CONFIG = """
+# Nextflow looks more often than it would, to be done sooner.
+OFTEN = """
 executor {
     pollInterval      = '1 sec'
     queueStatInterval = '2 sec'
     exitReadTimeout   = '10 sec'
 }
-
+"""
+# What happens to the first try of four embed tasks. A job that is cancelled or whose time is up
+# gets its signal while it sleeps.
+FAULTS = """
 process {
     withName: VIRNUCPRO_EMBED {
         beforeScript = {
@@ -46,6 +49,14 @@ process {
     }
 }
 """
+# The first try of the one embed task is still at it when its node goes.
+WAITS = """
+process {
+    withName: VIRNUCPRO_EMBED {
+        beforeScript = { task.attempt == 1 ? 'touch RUNS; sleep 300' : '' }
+    }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,6 @@ class Run:
 
     folder: Path
     jobs: list[Job]
-    cancelled: int
 
     def tries(self, piece: str) -> list[Job]:
         return [job for job in self.embeds if f"({piece})" in job.name]
@@ -73,15 +83,40 @@ class Run:
         return [row["exit"] for row in sorted(tries, key=lambda row: int(row["native_id"]))]
 
 
-def cancel_the_one_that_asks(cluster: Cluster, folder: Path, cancelled: list[int]) -> None:
-    """scancel the job that left a file CANCEL in its folder, once it runs."""
-    while not cancelled:
-        time.sleep(0.5)
-        if list(folder.glob("work/*/*/CANCEL")):
-            for job, name in cluster.running().items():
-                if "(phages_piece_00002)" in name:
-                    cluster.run("scancel", str(job))
-                    cancelled.append(job)
+def launch(
+    cluster: Cluster, folder: Path, config: str, words: list[str], meddle: Callable[[], bool]
+) -> Run:
+    """A run to its end, during which `meddle` is tried until it has acted on a job."""
+    earlier = {job.id for job in cluster.jobs()}
+    (folder / "faults.config").write_text(OFTEN + config)
+    ended = threading.Event()
+
+    def try_it() -> None:
+        while not ended.wait(0.5) and not meddle():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        meddler = pool.submit(try_it)
+        try:
+            done = subprocess.run(
+                [str(NEXTFLOW), "-c", "faults.config", "run", str(ROOT / "main.nf"), *words],
+                cwd=folder,
+                env={**os.environ, **cluster.env, "NXF_ANSI_LOG": "false"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=900,
+            )
+        finally:
+            ended.set()
+    meddler.result()
+    assert done.returncode == 0, done.stdout
+    time.sleep(1)
+    run = Run(folder, [job for job in cluster.jobs() if job.id not in earlier])
+    for job in run.embeds:
+        print(job.id, job.name.rpartition("_EMBED_")[2], job.state, job.exit, job.minutes, job.tres)
+    print("embed jobs at once:", most_at_once(run.embeds))
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -93,31 +128,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("launch")
-    (folder / "faults.config").write_text(CONFIG)
     words = ["-profile", "test,slurm,gpu", "--devices", "cpu", "--shard_bp", "20000"]
     words += ["--queue", "all", "--gpu_queue", "gpu", "--cluster_options=--comment=virnucpro"]
-    cancelled: list[int] = []
-    canceller = threading.Thread(
-        target=cancel_the_one_that_asks, args=(cluster, folder, cancelled), daemon=True
-    )
-    canceller.start()
-    done = subprocess.run(
-        [str(NEXTFLOW), "-c", "faults.config", "run", str(ROOT / "main.nf"), *words],
-        cwd=folder,
-        env={**os.environ, **cluster.env, "NXF_ANSI_LOG": "false"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    cancelled.append(0)  # ends the canceller, had it nothing to do
-    assert done.returncode == 0, done.stdout
-    time.sleep(1)
-    finished = Run(folder, cluster.jobs(), cancelled[0])
-    for job in finished.embeds:
-        print(job.id, job.name.rpartition("_EMBED_")[2], job.state, job.exit, job.minutes, job.tres)
-    print("embed jobs at once:", most_at_once(finished.embeds))
-    return finished
+
+    def cancel_the_one_that_asks() -> bool:
+        asked = bool(list(folder.glob("work/*/*/CANCEL")))
+        found = [job for job, name in cluster.running().items() if "(phages_piece_00002)" in name]
+        if asked and found:
+            cluster.run("scancel", str(found[0]))
+        return asked and bool(found)
+
+    return launch(cluster, folder, FAULTS, words, cancel_the_one_that_asks)
 
 
 def test_run_with_killed_cancelled_and_overdue_jobs_finishes(run: Run) -> None:
@@ -156,7 +177,6 @@ def test_killed_job_is_tried_again_with_more(run: Run) -> None:
 
 def test_cancelled_job_is_tried_again(run: Run) -> None:
     first, second = run.tries("phages_piece_00002")
-    assert first.id == run.cancelled
     assert (first.state, second.state) == ("CANCELLED", "COMPLETED")
 
 
@@ -173,3 +193,40 @@ def test_job_out_of_time_is_tried_again_with_more(run: Run) -> None:
     assert last == "0"
     assert (first.state, second.state) == ("TIMEOUT", "COMPLETED")
     assert (int(first.minutes), int(second.minutes)) == (1, 20)
+
+
+def test_job_whose_node_is_taken_away_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    """The node is closed, which lets the job be, then down, which ends it, and comes back later."""
+    seen: list[bool] = []
+
+    def set_node(**what: str) -> None:
+        words = [f"{name}={value}" for name, value in what.items()]
+        cluster.run("scontrol", "update", f"nodename={NODE}", *words)
+
+    def take_the_node_away() -> bool:
+        if not list(tmp_path.glob("work/*/*/RUNS")):
+            return False
+        before = cluster.running()
+        try:
+            set_node(state="drain", reason="maintenance")
+            time.sleep(3)
+            seen.append(cluster.running() == before)
+            set_node(state="down", reason="maintenance")
+            time.sleep(8)
+            seen.append(not cluster.running())
+        finally:
+            set_node(state="resume")
+        return True
+
+    words = ["-profile", "test,slurm,gpu", "--devices", "cpu", "--shard_bp", "100000000"]
+    words += ["--input", str(DEMO / "phages.fasta"), "--checkpoint_dir", "checkpoints"]
+    run = launch(cluster, tmp_path, WAITS, words, take_the_node_away)
+    assert seen == [True, True]
+    first, second = run.embeds
+    assert (first.state, second.state) == ("NODE_FAIL", "COMPLETED")
+    code, last = run.exits("phages_piece_00001")
+    print("exit codes that Nextflow saw:", code, last)
+    assert code in ("-", "143")  # none, or that of the signal which ended it
+    assert last == "0"
+    calls = rows(tmp_path / "results" / "phages" / "contigs.tsv")
+    assert {row["contig"]: row["call"] for row in calls}["lambda"] == "virus"

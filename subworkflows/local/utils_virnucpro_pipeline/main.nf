@@ -141,34 +141,46 @@ def sampleName(fasta) {
         .replaceAll(/[^A-Za-z0-9._-]+/, '_')
 }
 
-/** The last words of a finished run: what was found in each sample, where it lies, what it took. */
-def summary(samples, outdir, stats, duration) {
-    def told = samples.collect { meta, _fastas -> [meta.id, file("${outdir}/${meta.id}/summary.json")] }
+/** The last words of a finished run: what was found in each sample that has calls, where it lies, what it took. */
+def summary(called, outdir, stats, duration) {
+    def told = called.collect { id -> [id, file("${outdir}/${id}/summary.json")] }
         .findAll { _id, json -> json.exists() && json.size() > 0 } // a stub's is empty
         .collect { id, json ->
             def contigs = new groovy.json.JsonSlurper().parse(json).contigs
             "${id}: ${contigs.virus} of ${contigs.total} contigs are viral, ${contigs.no_call} without a call"
         }
     def lines = told.size() > 20 ? told.take(20) + ["and ${told.size() - 20} samples more"] : told
-    lines << "Calls:  ${outdir}/*/contigs.tsv"
-    lines << "Report: ${outdir}/report/report.html"
-    lines << "Tasks:  ${stats.succeededCount} run, ${stats.cachedCount} cached, ${stats.failedCount} tried again; ${duration}"
+    if (called) {
+        lines << "Calls:  ${outdir}/*/contigs.tsv"
+        lines << "Report: ${outdir}/report/report.html"
+    }
+    else {
+        lines << 'Calls:  none, every sample was left out'
+    }
+    lines << "Tasks:  ${stats.succeededCount} run, ${stats.cachedCount} cached, ${stats.retriesCount} tried again; ${duration}"
     return lines.join('\n')
 }
 
-/** The samples that the run left out, each with the sentence that refused it; the run's trace knows them. */
-def refusals(trace, workDir) {
-    if (!trace.exists()) {
-        return [:]
-    }
-    def (names, rows) = trace.readLines().collect { line -> line.tokenize('\t') }.with { lines -> [lines.head(), lines.tail()] }
-    return rows
-        .collect { row -> [names, row].transpose().collectEntries() }
-        .findAll { row -> row.status == 'FAILED' && row.exit == '2' && row.name ==~ /.*SPLIT \(.*\)/ }
+/**
+ * The samples that the run left out, each with the sentence that refused it. The run's trace knows both; where
+ * there is none, or one without these columns, they are those without calls.
+ */
+def refusals(trace, workDir, missing) {
+    def table = trace?.enabled && trace.file ? file(trace.file.toString()) : null
+    def lines = table?.exists() ? table.readLines().collect { line -> line.tokenize(trace.sep ?: '\t') } : []
+    def told = lines
+        .drop(1)
+        .collect { row -> [lines.head(), row].transpose().collectEntries() }
+        .findAll { row -> row.status == 'FAILED' && row.exit == '2' && row.name ==~ /.*SPLIT \(.*\)/ && row.hash }
         .collectEntries { row ->
             def said = files("${workDir}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
-            [row.name.replaceFirst(/.*\((.*)\)/, '$1'), said ? bare(said.last()) : 'see the trace.']
+            [row.name.replaceFirst(/.*\((.*)\)/, '$1'), said ? bare(said.last()) : whereToLook()]
         }
+    return told ?: missing.collectEntries { sample -> [sample, whereToLook()] }
+}
+
+def whereToLook() {
+    return '.command.err in the folder of its split task says why; .nextflow.log names that folder.'
 }
 
 /** A task's sentence, with the names of files as the user knows them. */

@@ -13,6 +13,9 @@ workflow {
     checkParameters(params, schema)
 
     def samples = readInput(params.input)
+    if (params.device == 'cpu' && workflow.profile.tokenize(',').contains('gpu')) {
+        log.warn("-profile gpu asks for GPUs, and --device cpu leaves them idle: drop one of the two.")
+    }
 
     // A container gets this folder mounted: it must be there, and the user's.
     if (params.checkpoint_dir) {

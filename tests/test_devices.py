@@ -85,6 +85,13 @@ def test_lease_of_the_cpu_needs_no_lock(tmp_path: Path, monkeypatch: pytest.Monk
         assert devices == [torch.device("cpu")]
 
 
+def test_gpus_asked_for_where_the_cpu_works_are_missed_aloud(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with leased("cpu", 2):
+        assert "2 GPU(s) asked for, but the CPU works: " in caplog.text
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:
     start = time.monotonic()

@@ -81,10 +81,11 @@ def test_embed_task_killed_half_way_goes_on_from_its_checkpoint(tmp_path: Path) 
         "process { withName: VIRNUCPRO_EMBED {\n"
         f'beforeScript = {{ task.attempt == 1 ? "{kill}" : "" }} }} }}\n'
     )
-    words = ["-profile", "test,gpu", "--devices", "cpu", "--input", "many.fasta"]
+    words = ["-profile", "test,gpu", "--device", "cpu", "--input", "many.fasta"]
     words += ["--shard_bp", "100000000", "--checkpoint_dir", "checkpoints"]
     run = nextflow(tmp_path, "-c", "kill.config", "run", f"{ROOT}/main.nf", *words)
     assert run.returncode == 0, run.stdout
+    assert "-profile gpu asks for GPUs, and --device cpu leaves them idle" in run.stdout
     trace = rows(tmp_path / "results" / "pipeline_info" / "trace.txt")
     first, second = (row for row in trace if "EMBED" in row["name"])
     assert (first["exit"], second["exit"]) == ("137", "0")

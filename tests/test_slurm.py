@@ -128,7 +128,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("launch")
-    words = ["-profile", "test,slurm,gpu", "--devices", "cpu", "--shard_bp", "20000"]
+    words = ["-profile", "test,slurm,gpu", "--device", "cpu", "--shard_bp", "20000"]
     words += ["--queue", "all", "--gpu_queue", "gpu", "--cluster_options=--comment=virnucpro"]
 
     def cancel_the_one_that_asks() -> bool:
@@ -218,7 +218,7 @@ def test_job_whose_node_is_taken_away_is_tried_again(cluster: Cluster, tmp_path:
             set_node(state="resume")
         return True
 
-    words = ["-profile", "test,slurm,gpu", "--devices", "cpu", "--shard_bp", "100000000"]
+    words = ["-profile", "test,slurm,gpu", "--device", "cpu", "--shard_bp", "100000000"]
     words += ["--input", str(DEMO / "phages.fasta"), "--checkpoint_dir", "checkpoints"]
     run = launch(cluster, tmp_path, WAITS, words, take_the_node_away)
     assert seen == [True, True]

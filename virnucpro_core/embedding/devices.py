@@ -114,6 +114,8 @@ def leased(text: str, gpus: int | None = None) -> Iterator[list[torch.device]]:
         if some:
             devices = devices[:gpus]
             logger.info("%s took %s", text, ", ".join(map(str, devices)))
+        if gpus and devices[0].type == "cpu":
+            logger.warning("%d GPU(s) asked for, but the CPU works: %s", gpus, gpu_facts())
         yield devices
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,15 @@ def test_models_import_then_verify_finds_a_changed_file(tiny: Model, tmp_path: P
     weights.unlink()
     run = virnucpro("embed", "f", "-o", "s", "--model", "virnucpro-300", "--models-dir", tmp_path)
     assert_refused(run, 3, r"classifier\.safetensors: is missing")
+
+
+def test_models_import_in_place_keeps_the_user_s_other_files(tiny: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tiny.folder, folder)
+    (folder / tiny.nucleotide.name / "README.md").write_text("mine")
+    parts = ["--dnabert-s", folder / tiny.nucleotide.name, "--esm2", folder / tiny.protein.name]
+    parts += ["--classifier", folder / tiny.classifier.name, "--models-dir", tmp_path]
+    run = virnucpro("models", "import", "mine", *parts, "--window", 60)
+    assert run.returncode == 0, run.stderr
+    assert (folder / tiny.nucleotide.name / "README.md").read_text() == "mine"
+    assert virnucpro("models", "verify", "mine", "--models-dir", tmp_path).returncode == 0

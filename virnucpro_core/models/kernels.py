@@ -122,22 +122,9 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
                 live = (keys < length)[:, None] & (column < WIDTH)
                 value = tl.load(v + keys[:, None] * stride + column, live, 0.0)
                 top, total, mixed = _attend(
-                    q1,
-                    q2,
-                    k1,
-                    k2,
-                    value,
-                    at,
-                    keys,
-                    length,
-                    factor,
-                    slope,
-                    top,
-                    total,
-                    mixed,
-                    ROPE,
-                    False,
-                )
+                    q1, q2, k1, k2, value, at, keys, length, factor, slope,
+                    top, total, mixed, ROPE, False,
+                )  # fmt: skip
         result = (mixed * (1.0 / total)[:, None]).to(out.dtype.element_ty)
         live = (at < length)[:, None] & (column < WIDTH)
         tl.store(out + at[:, None] * (HEADS * WIDTH) + column, result, live)

@@ -205,8 +205,9 @@ def import_model(
         for file in files:
             with written_aside(folder / file.relative_to(part.parent)) as aside:
                 shutil.copyfile(file, aside)
+        earlier = folder / part.name
         kept = {file.name for file in files}
-        for file in (folder / part.name).glob("*"):
+        for file in () if earlier.samefile(part) else earlier.glob("*"):
             if file.is_file() and file.name not in kept:
                 file.unlink()
     logger.info("model %s is in %s", name, folder)

@@ -54,6 +54,21 @@ def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
+def test_embed_starts_without_torchs_compiler(
+    edge_frames: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys\nfrom virnucpro_core.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert 'torch._dynamo' not in sys.modules, 'it takes a second to import'"
+    )
+    output = tmp_path / "shard.h5"
+    options = ["--model", "tiny", "--models-dir", str(models_dir), "--devices", "cpu"]
+    command = ["embed", str(edge_frames), "-o", str(output), *options]
+    subprocess.run([sys.executable, "-c", code, *command], check=True)
+    assert output.exists()
+
+
 def test_embed_rows_are_both_encoders_vectors_in_table_order(
     shard: Path, edge_frames: Path, tiny: Model
 ) -> None:
@@ -303,7 +318,7 @@ def test_merge_missing_shard_is_refused(pieces: Pieces) -> None:
 
 
 def test_merge_doubled_shard_or_table_is_refused(pieces: Pieces) -> None:
-    twice = shutil.copy(pieces.shards[0], pieces.folder / "again.h5")
+    twice = Path(shutil.copy(pieces.shards[0], pieces.folder / "again.h5"))
     with pytest.raises(InputError, match="embeds the same frames as"):
         merge([*pieces.shards, twice], pieces.frames, pieces.folder / "embeddings.h5")
     with pytest.raises(InputError, match="given twice"):

@@ -25,7 +25,7 @@ from virnucpro_core.benchmark.lines import Line, Size
 from virnucpro_core.benchmark.peers import PEERS
 from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.models.dnabert_s import DNABERTS
-from virnucpro_core.models.encoder import Encoder
+from virnucpro_core.models.encoder import Encoder, unfilled
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import has_fp8
@@ -50,7 +50,7 @@ BASES_A_TOKEN = 5
 
 def build(make: Callable[[], Encoder], device: torch.device, dtype: torch.dtype) -> Any:
     """An encoder with random weights, made on the device, under which activations stay near 1."""
-    with torch.device("meta"):
+    with unfilled():
         module = make()
     module = module.to(dtype).to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(0)

@@ -22,6 +22,7 @@ from virnucpro_core.models.encoder import (
     folder_weights,
     load_into,
     renamed,
+    unfilled,
 )
 from virnucpro_core.models.ops import Residual, gated_gelu, segment_mean
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens
@@ -128,7 +129,7 @@ def load_dnabert_s(
         )
     )
     tokenizer = folder / "tokenizer.json"
-    with torch.device("meta"):
+    with unfilled():
         model = DNABERTS(
             vocabulary,
             layers,

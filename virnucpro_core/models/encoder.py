@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.attention import Layout
@@ -164,6 +165,27 @@ def renamed(
     return result
 
 
+class _Undrawn(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules made in here have shapes alone, on the meta device.
+
+    Their embeddings are not drawn, which on that device imports all of torch._dynamo: a second.
+    """
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
 def load_into(
     module: nn.Module,
     state: Mapping[str, Tensor],
@@ -171,7 +193,7 @@ def load_into(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Put a state dict into a module made on the meta device, on the device and in the dtype asked.
+    """Put a state dict into an `unfilled` module, on the device and in the dtype asked.
 
     The file's tensors are mapped: each goes straight to its place, with no copy in between. Raises
     ModelError when names or shapes do not match.

@@ -21,6 +21,7 @@ from virnucpro_core.models.encoder import (
     folder_weights,
     load_into,
     renamed,
+    unfilled,
 )
 from virnucpro_core.models.ops import Float8Linear, Linear, Residual, segment_mean
 from virnucpro_core.models.pickles import Inert
@@ -201,7 +202,7 @@ def load_esm2(
         config_size(path, config, key)
         for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
     )
-    with torch.device("meta"):
+    with unfilled():
         model = ESM2(layers, dim, heads, token_dropout=bool(config.get("token_dropout", True)))
     load_into(model, renamed(state, names, layers), path, device, dtype)
     return model.eval()

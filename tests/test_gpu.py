@@ -23,6 +23,7 @@ from virnucpro_core.models import attention
 from virnucpro_core.models.attention import Layout, Positions, Rotary, alibi_slopes
 from virnucpro_core.models.encoder import load_into, renamed
 from virnucpro_core.models.esm2 import _FAIR_ESM, ESM2
+from virnucpro_core.models.precision import NORM_SCALE
 from virnucpro_core.sequences.tokens import Tokens
 
 pytestmark = [
@@ -78,7 +79,7 @@ def test_attention_every_backend_equals_float64(
 @pytest.mark.parametrize("dim", [2560, 768, 480, 48])
 @pytest.mark.parametrize("dtype", HALVES)
 def test_kernels_equal_float64(dim: int, dtype: torch.dtype) -> None:
-    from virnucpro_core.models import kernels, ops
+    from virnucpro_core.models import kernels
 
     torch.manual_seed(0)
     x, delta = torch.randn(2, 999, dim, device="cuda").to(dtype)
@@ -95,7 +96,7 @@ def test_kernels_equal_float64(dim: int, dtype: torch.dtype) -> None:
     assert off(stream, moved) < ROUNDING[dtype]
     assert off(normed, expected) < ROUNDING[dtype]
 
-    quantized = kernels.layer_norm(x, owed, None, 1e-5).double() / ops.NORM_SCALE
+    quantized = kernels.layer_norm(x, owed, None, 1e-5).double() / NORM_SCALE
     assert off(quantized, F.layer_norm(x.double() + owed, (dim,))) < 0.03
 
     rows, row_scale = kernels.gelu_quantize(x)
@@ -111,17 +112,17 @@ def test_kernels_equal_float64(dim: int, dtype: torch.dtype) -> None:
     assert not means[2].any(), "the mean of no rows is 0"
 
 
-def esm2_pair(dim: int, heads: int) -> tuple[esm.model.esm2.ESM2, ESM2]:
+def esm2_pair(dim: int, heads: int, layers: int = 3) -> tuple[esm.model.esm2.ESM2, ESM2]:
     """A random ESM-2 of fair-esm, and ours with the same weights, both in float32 on the GPU."""
     torch.manual_seed(1)
-    theirs = esm.model.esm2.ESM2(num_layers=3, embed_dim=dim, attention_heads=heads)
+    theirs = esm.model.esm2.ESM2(num_layers=layers, embed_dim=dim, attention_heads=heads)
     for name, parameter in theirs.named_parameters():
         if name.endswith("norm.weight") or "emb_layer_norm_after.weight" in name:
             torch.nn.init.normal_(parameter, 1, 0.2)
         else:
             torch.nn.init.normal_(parameter, std=1 if "embed" in name else 1.5 / dim**0.5)
-    ours = ESM2(3, dim, heads)
-    load_into(ours, renamed(theirs.state_dict(), _FAIR_ESM, 3), Path("random"))
+    ours = ESM2(layers, dim, heads)
+    load_into(ours, renamed(theirs.state_dict(), _FAIR_ESM, layers), Path("random"))
     return theirs.eval().cuda(), ours.eval().cuda()
 
 
@@ -187,8 +188,9 @@ def test_embedding_a_batch_never_waits_for_the_gpu() -> None:
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
     reason="needs a GPU with e4m3",
 )
-def test_esm2_in_fp8_is_near_float32() -> None:
-    _, ours = esm2_pair(256, 4)
+@pytest.mark.parametrize("layers", [4, 18])
+def test_esm2_in_fp8_is_near_float32(layers: int) -> None:
+    _, ours = esm2_pair(256, layers)
     rng = random.Random(0)
     texts = ["".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=n)) for n in (30, 166, 100, 300)]
     expected = torch.from_numpy(ours.embed(texts))

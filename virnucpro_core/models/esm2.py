@@ -113,23 +113,26 @@ class ESM2(Encoder):
 
     @property
     def precision(self) -> str:
-        quantized = isinstance(self.layers[0].qkv, Float8Linear)
+        quantized = isinstance(self.layers[-1].qkv, Float8Linear)
         return "fp8" if quantized else super().precision
 
     @torch.no_grad()
     def to_fp8(self) -> Self:
-        """Quantize to e4m3, in place, all but the attention's output: it is sensitive, and small.
+        """Quantize to e4m3, in place, all but what is sensitive: the attention's output, qkv in the
+        first sixth of the layers and the feed-forward in the first eighteenth.
 
-        The rest is to be in bfloat16, on a GPU with such tensor cores.
+        What goes wrong there goes through all the layers behind. The rest is to be in bfloat16, on
+        a GPU with such tensor cores.
         """
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            for name, norm in (
-                ("qkv", layer.attention_norm),
-                ("up", layer.ffn_norm),
-                ("down", None),
+        depth = len(self.layers)
+        for n, layer in enumerate(cast("list[Layer]", list(self.layers))):
+            for name, norm, begin in (
+                ("qkv", layer.attention_norm, depth // 6),
+                ("up", layer.ffn_norm, depth // 18),
+                ("down", None, depth // 18),
             ):
-                setattr(layer, name, Float8Linear(getattr(layer, name), norm))
+                if n >= begin:
+                    setattr(layer, name, Float8Linear(getattr(layer, name), norm))
         return self
 
 

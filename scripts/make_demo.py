@@ -26,14 +26,16 @@ def read_genome(path: Path) -> SeqRecord:
     packed = path.suffix == ".gz"
     text = (gzip.decompress(path.read_bytes()) if packed else path.read_bytes()).decode()
     suffix = Path(path.stem).suffix if packed else path.suffix
-    return next(SeqIO.parse(io.StringIO(text), FORMATS[suffix]))
+    genomes: Iterator[SeqRecord] = SeqIO.parse(io.StringIO(text), FORMATS[suffix])
+    return next(genomes)
 
 
 def contigs(name: str, genome: SeqRecord) -> Iterator[tuple[str, str, str]]:
     """(id, description, sequence) of each contig, positions 1-based inclusive."""
     sequence = str(genome.seq).upper()
-    accession = genome.id.strip("|").split("|")[-1]  # of the old form gi|9626243|ref|NC_001416.1|
-    source = f"{accession} {genome.description.removeprefix(genome.id).strip()}".strip()
+    own = genome.id or ""
+    accession = own.strip("|").split("|")[-1]  # of the old form gi|9626243|ref|NC_001416.1|
+    source = f"{accession} {genome.description.removeprefix(own).strip()}".strip()
     if len(sequence) <= WHOLE_UP_TO:
         yield name, source, sequence
     for length in CUTS:

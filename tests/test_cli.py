@@ -61,8 +61,8 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
     fasta = tmp_path / "contigs.fa"
     if content is not None:
         fasta.write_bytes(content)
-    options = {"split": [], "translate": ["--window", 500], "predict": ["--model", "mini"]}[stage]
-    assert_refused(virnucpro(stage, fasta, "-o", tmp_path / "out", *options), 2, pattern)
+    options = {"split": [], "translate": ["--window", "500"], "predict": ["--model", "mini"]}
+    assert_refused(virnucpro(stage, fasta, "-o", tmp_path / "out", *options[stage]), 2, pattern)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,10 +66,9 @@ def test_a_recipe_installs_from_the_lock_alone(recipe: str) -> None:
 
 
 def test_both_recipes_agree() -> None:
-    debian = re.compile(r"--no-install-recommends \\\n\s+([^&\n]*[^&\s\\])")
-    assert set(debian.search(CONTAINERFILE)[1].split()) == set(debian.search(APPTAINER)[1].split())
-    base = re.compile(r"BASE=(\S+)")
-    assert base.search(CONTAINERFILE)[1] == base.search(APPTAINER)[1]
+    for pattern in (r"--no-install-recommends \\\n\s+([^&\n]*[^&\s\\])", r"BASE=(\S+)"):
+        [one], [other] = (re.findall(pattern, recipe) for recipe in (CONTAINERFILE, APPTAINER))
+        assert set(one.split()) == set(other.split())
 
 
 def test_the_image_suits_nextflow_and_carries_no_models() -> None:
@@ -91,7 +91,7 @@ def test_the_bill_of_materials_is_cut_to_the_lock_or_refused(tmp_path: Path) -> 
         "Some_Thing==1.0 \\\n    --hash=sha256:00\n    # via other\n"
         "winonly==2.0 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
     )
-    bill = {
+    bill: dict[str, Any] = {
         "components": [
             {"bom-ref": "a", "name": "some-thing", "version": "1.0"},
             {"bom-ref": "b", "name": "pytest", "version": "9"},

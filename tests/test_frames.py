@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from Bio.Data.CodonTable import standard_dna_table
+from Bio.Data.CodonTable import unambiguous_dna_by_id
 from Bio.Seq import Seq
 
 from virnucpro_core.errors import InputError
@@ -81,8 +81,8 @@ def _plain_frames(contig: Contig, window: int) -> list[tuple[object, ...]]:
                 codons = [text[i : i + 3] for i in range(f - 1, len(text) - 2, 3)]
                 protein = "".join(
                     "*"
-                    if codon in standard_dna_table.stop_codons
-                    else standard_dna_table.forward_table.get(codon, "")
+                    if codon in unambiguous_dna_by_id[1].stop_codons
+                    else unambiguous_dna_by_id[1].forward_table.get(codon, "")
                     for codon in codons
                 )
                 if not protein or "*" in protein:

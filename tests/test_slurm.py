@@ -156,7 +156,7 @@ def test_no_more_embed_jobs_at_once_than_gpus(run: Run) -> None:
 
 
 def test_embed_alone_asks_for_a_gpu_and_its_queue(run: Run) -> None:
-    asked = Counter()
+    asked: Counter[tuple[bool, bool]] = Counter()
     for script in run.folder.glob("work/*/*/.command.run"):
         text = script.read_text()
         assert "#SBATCH --comment=virnucpro" in text or "--comment=virnucpro\n" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,10 +41,10 @@ def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def run(fastas: dict[str, Path], out: Path, **options: object) -> dict[str, dict[str, object]]:
+def run(fastas: dict[str, Path], out: Path, **options: Any) -> dict[str, Any]:
     return train(
         [fastas["virus"]], [fastas["other"]], out, window=300, device="cpu", recipe=SMALL, **options
-    )  # type: ignore[arg-type]
+    )
 
 
 def test_training_makes_a_model_that_tells_unseen_accessions_apart(

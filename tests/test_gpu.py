@@ -195,8 +195,8 @@ def test_esm2_in_fp8_is_near_float32(layers: int) -> None:
     texts = ["".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=n)) for n in (30, 166, 100, 300)]
     expected = torch.from_numpy(ours.embed(texts))
     found = torch.from_numpy(ours.bfloat16().to_fp8().embed(texts))
-    assert off(found, expected) < 0.1
-    assert F.cosine_similarity(found, expected).min() > 0.99
+    assert off(found, expected) < 0.06 * layers**0.5
+    assert F.cosine_similarity(found, expected).min() > 0.96
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

@@ -188,15 +188,15 @@ def test_embedding_a_batch_never_waits_for_the_gpu() -> None:
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
     reason="needs a GPU with e4m3",
 )
-@pytest.mark.parametrize("layers", [4, 18])
+@pytest.mark.parametrize("layers", [3, 18])  # of 18, some stay out of fp8
 def test_esm2_in_fp8_is_near_float32(layers: int) -> None:
-    _, ours = esm2_pair(256, layers)
+    _, ours = esm2_pair(256, 4, layers)
     rng = random.Random(0)
     texts = ["".join(rng.choices("ACDEFGHIKLMNPQRSTVWY", k=n)) for n in (30, 166, 100, 300)]
     expected = torch.from_numpy(ours.embed(texts))
     found = torch.from_numpy(ours.bfloat16().to_fp8().embed(texts))
-    assert off(found, expected) < 0.06 * layers**0.5
-    assert F.cosine_similarity(found, expected).min() > 0.96
+    assert off(found, expected) < 0.1
+    assert F.cosine_similarity(found, expected).min() > 0.99
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

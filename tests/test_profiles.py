@@ -160,3 +160,16 @@ def test_containers_of_embed_alone_get_gpus_checkpoints_and_locks(
         assert (str(folder) in task) == ("VIRNUCPRO_LOCKS" in task and kept) == (embeds and kept)
         assert ("CUDA_VISIBLE_DEVICES" in task) == gpu
     assert folder.is_dir() == kept
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 3])
+def test_embed_on_one_machine_takes_all_cores_or_eight_a_gpu(gpus: int, tmp_path: Path) -> None:
+    large = "executor { cpus = 999; memory = 999.GB }\nprocess.resourceLimits = [:]\n"
+    (tmp_path / "large.config").write_text(large + "trace.fields = 'process,cpus'\n")
+    words = ["-c", "large.config", "--input", f"{ROOT}/assets/demo/others.fasta", "--model", "mini"]
+    words += ["-profile", "gpu", "--gpus_per_task", str(gpus)] if gpus else []
+    run = nextflow(tmp_path, "run", f"{ROOT}/main.nf", "-stub", *words)
+    assert run.returncode == 0, run.stdout
+    trace = (tmp_path / "results" / "pipeline_info" / "trace.txt").read_text().splitlines()
+    [asked] = {line.split("\t")[1] for line in trace if "VIRNUCPRO_EMBED" in line}
+    assert int(asked) == (8 * gpus or len(os.sched_getaffinity(0)))

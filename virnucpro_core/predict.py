@@ -12,6 +12,7 @@ import pyarrow as pa
 from virnucpro_core.embedding.devices import leased, parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
+from virnucpro_core.files import keep_apart
 from virnucpro_core.models.store import resolve_model
 from virnucpro_core.models.validations import require
 from virnucpro_core.results.calls import MIN_VIRAL_FRACTION
@@ -56,6 +57,7 @@ def predict(
             )
     out = Path(output)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
+    keep_apart(out / "viral.fasta.gz", paths)
     places = parse_devices(devices)  # what is not there is refused before anything is done
     if precision is not None:
         require(chosen, precision, places, force=force)

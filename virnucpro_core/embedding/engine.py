@@ -30,6 +30,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
+from virnucpro_core.files import keep_apart
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
@@ -178,6 +179,7 @@ def embed(
     Raises InputError for a bad frame table or a table of another window, ModelError for a model
     that does not load, StoppedError when stopped by a signal.
     """
+    keep_apart(output, [frames])
     precision = precision or default_precision(devices[0])
     require(model, precision, devices, force=force)
     meta = frame_meta(frames)

@@ -16,6 +16,7 @@ import torch
 from virnucpro_core import __version__
 from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import keep_apart
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import (
@@ -210,6 +211,7 @@ def classify(
         raise InputError(
             f"--min-viral-fraction {min_viral_fraction}: give a fraction above 0, at most 1."
         )
+    keep_apart(out / "frames.parquet", frames)
     source = EmbeddingFile(embeddings)
     _check_made_for(source, model)
     classifier = load_classifier(model.classifier)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -42,6 +44,16 @@ def test_read_fasta_any_compression_gives_the_same_contigs(
 def test_read_fasta_concatenated_gzip_members_are_all_read(tmp_path: Path) -> None:
     path = tmp_path / "contigs.fa.gz"
     path.write_bytes(gzip.compress(TEXT[:20]) + gzip.compress(TEXT[20:]))
+    assert list(read_fasta([path])) == CONTIGS
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, _zstd], ids=str)
+def test_read_fasta_pipe_is_read_from_its_first_byte(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    Thread(target=path.write_bytes, args=(compress(TEXT),), daemon=True).start()
     assert list(read_fasta([path])) == CONTIGS
 
 

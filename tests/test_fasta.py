@@ -77,6 +77,7 @@ def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
         (b">a\nAC\n>b\nAC\n>a\nGT\n", "line 5", "appears twice"),
         (b">a\nAC\n>\nGT\n", "line 3", "no id"),
         (b">a\xff\nAC\n", "line 1", "not UTF-8"),
+        (b">a\rACGT\r>b\rACGT\r", "", "carriage returns"),
         (gzip.compress(TEXT * 50)[:-20], "", "truncated or damaged"),
         (bz2.compress(TEXT)[:-8], "", "truncated or damaged"),
         (lzma.compress(TEXT)[:-8], "", "truncated or damaged"),

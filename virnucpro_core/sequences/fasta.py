@@ -75,6 +75,8 @@ def _contig(path: Path, line: int, header: bytes, lines: list[bytes]) -> Contig:
     sequence = b"".join(lines).translate(None, _BLANKS)
     if sequence.translate(None, _NUCLEOTIDES):
         raise _refuse_letter(path, line + 1, lines)
+    if b"\r" in header.rstrip():
+        raise InputError(f"{path}: its lines end in carriage returns alone; write line feeds.")
     try:
         words = header[1:].decode().split(None, 1)
     except UnicodeDecodeError:

@@ -30,7 +30,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
-from virnucpro_core.files import keep_apart
+from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
@@ -82,7 +82,8 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     )
     run_schedule(encoder, schedule, job, stages, stop)
     logger.info("%s: %s", device, stages)
-    (job.blocks / f"used{rank}.json").write_text(json.dumps(used(device, job.precision)))
+    with written_aside(job.blocks / f"used{rank}.json") as aside:
+        aside.write_text(json.dumps(used(device, job.precision)))
 
 
 def used(device: str, precision: str) -> dict[str, str | int]:

@@ -9,6 +9,7 @@ from sample import Sample
 from test_cli import assert_refused, virnucpro
 
 from virnucpro_core.embedding.merge import merge
+from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
@@ -67,3 +68,17 @@ def test_cli_predict_and_embed_into_their_input_exit_2(tmp_path: Path) -> None:
     fasta.write_text(">a\nACGT\n")
     for words in (["predict", fasta, "-o", tmp_path], ["embed", fasta, "-o", fasta]):
         assert_refused(virnucpro(*words, "--model", "mini"), 2, REPLACED)
+
+
+def test_merge_of_a_merged_file_is_refused(sample: Sample) -> None:
+    with pytest.raises(InputError, match="is merged already"):
+        merge([sample.embeddings], sample.frames, sample.folder / "again.h5")
+
+
+def test_merge_into_a_linked_folder_finds_its_shards(sample: Sample) -> None:
+    (sample.folder / "far/away").mkdir(parents=True)
+    (sample.folder / "link").symlink_to(sample.folder / "far/away")
+    merge(sample.shards, sample.frames, sample.folder / "link/embeddings.h5")
+    for folder in ("link", "far/away"):
+        found = EmbeddingFile(sample.folder / folder / "embeddings.h5")
+        assert found.digests == EmbeddingFile(sample.embeddings).digests

@@ -20,6 +20,8 @@ def _pair(shards: Sequence[Path], frames: Sequence[Path]) -> list[EmbeddingFile]
     by_digest: dict[str, EmbeddingFile] = {}
     for path in shards:
         shard = EmbeddingFile(path)
+        if len(shard.digests) != 1:
+            raise InputError(f"{path}: is merged already; give the shards that it was made of.")
         (digest,) = shard.digests
         if digest in by_digest:
             raise InputError(

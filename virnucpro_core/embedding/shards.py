@@ -230,13 +230,21 @@ class EmbeddingFile:
                     yield ids, values
 
 
+def _relative(source: Path, folder: Path) -> str:
+    """The path from a folder to a source, as the kernel will go it: `..` out of a link's target."""
+    name = os.path.relpath(source, folder)
+    if (folder / name).exists():
+        return name
+    return os.path.relpath(source.resolve(), folder.resolve())
+
+
 def write_merged(path: Path, files: Sequence[EmbeddingFile], dim: int, *, copy: bool) -> None:
     """Join shards, in order, into one file: a virtual dataset over them, or a copy."""
     rows = sum(file.rows for file in files)
     copy = copy or rows == 0  # HDF5 has no virtual dataset without rows
     with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as out:
         sources = [source for file in files for source in file.sources]
-        names = [os.path.relpath(source.path, path.parent) for source in sources]
+        names = [_relative(source.path, path.parent) for source in sources]
         if copy:
             embedding = create_embedding(out, rows, dim)
         else:

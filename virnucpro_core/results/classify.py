@@ -85,7 +85,13 @@ def _pair_tables(
                 f"embeddings have {source.rows} and the model takes {window}; translate again."
             )
         for batch in frame_batches(table, ["contig"]):
-            first[batch["contig"][0].as_py()] = Embedded(table, source)
+            contig = batch["contig"][0].as_py()
+            if contig in first:
+                raise InputError(
+                    f"{table}: begins with contig {contig!r}, as {first[contig].table} does; give "
+                    "the tables of one sample."
+                )
+            first[contig] = Embedded(table, source)
             break
     if waiting:
         raise InputError(

@@ -82,3 +82,14 @@ def test_merge_into_a_linked_folder_finds_its_shards(sample: Sample) -> None:
     for folder in ("link", "far/away"):
         found = EmbeddingFile(sample.folder / folder / "embeddings.h5")
         assert found.digests == EmbeddingFile(sample.embeddings).digests
+
+
+@pytest.mark.parametrize("table", ["frames", "contigs"])
+def test_table_damaged_within_is_refused(sample: Sample, table: str) -> None:
+    path = sample.contigs if table == "contigs" else sample.frames[0]
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x28\xb5\x2f\xfd") + 4  # within the first zstd frame
+    content[at : at + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{path.name}: is damaged"):
+        sample.classify()

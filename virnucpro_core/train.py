@@ -40,7 +40,7 @@ from virnucpro_core.heldout import (
     frame_scores,
     frames_of,
     score_windows,
-    usable_part,
+    usable,
 )
 from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.classifier import MLPClassifier
@@ -206,7 +206,7 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sample = Labelled.read(virus, other)
     training, validation, test = (
-        usable_part(sample, name, window) for name in ("training", "validation", "test")
+        usable(sample, name, window) for name in ("training", "validation", "test")
     )
     more = Labelled(list(read_fasta(unlabelled)), frozenset()).part("training")
     everything = Labelled([*training.contigs, *more.contigs], training.viral)

@@ -149,9 +149,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
-    from virnucpro_core.heldout import Labelled, evaluate
+    from virnucpro_core.heldout import Labelled, evaluate, usable
     from virnucpro_core.models.store import resolve_model
 
-    sample = Labelled.read(virus, other)
-    chosen = sample.part("test") if test_part else sample
-    typer.echo(json.dumps(evaluate(resolve_model(model, models_dir), chosen), indent=2))
+    sample, chosen = Labelled.read(virus, other), resolve_model(model, models_dir)
+    part = usable(sample, "test" if test_part else None, chosen.window)
+    typer.echo(json.dumps(evaluate(chosen, part), indent=2))

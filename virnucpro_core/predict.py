@@ -12,10 +12,11 @@ import pyarrow as pa
 from virnucpro_core.embedding.devices import leased, parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
+from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.models.store import resolve_model
 from virnucpro_core.models.validations import require
-from virnucpro_core.results.calls import MIN_VIRAL_FRACTION
+from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, check_min_viral_fraction
 from virnucpro_core.results.classify import classify
 from virnucpro_core.results.report import write_report
 from virnucpro_core.sequences.split import split
@@ -55,10 +56,14 @@ def predict(
                 force=force,
                 min_viral_fraction=min_viral_fraction,
             )
+    # what is wrong is refused before anything is done
+    if not paths:
+        raise InputError("no FASTA was given; name at least one file.")
+    check_min_viral_fraction(min_viral_fraction)
     out = Path(output)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
     keep_apart(out / "viral.fasta.gz", paths)
-    places = parse_devices(devices)  # what is not there is refused before anything is done
+    places = parse_devices(devices)
     if precision is not None:
         require(chosen, precision, places, force=force)
     work = out / WORK

@@ -27,6 +27,7 @@ from virnucpro_core.results.calls import (
     Float32Array,
     WindowCalls,
     call_contigs,
+    check_min_viral_fraction,
     frame_is_virus,
 )
 from virnucpro_core.results.tables import ResultFiles
@@ -213,10 +214,7 @@ def classify(
     parts do not belong together or an embedding is not finite, ModelError when the classifier
     does not load or takes embeddings of another width.
     """
-    if not 0 < min_viral_fraction <= 1:
-        raise InputError(
-            f"--min-viral-fraction {min_viral_fraction}: give a fraction above 0, at most 1."
-        )
+    check_min_viral_fraction(min_viral_fraction)
     keep_apart(out / "frames.parquet", frames)
     source = EmbeddingFile(embeddings)
     _check_made_for(source, model)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from virnucpro_core import __version__
-from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
+from virnucpro_core.embedding.shards import EmbeddingFile, Source
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
@@ -144,28 +144,18 @@ class ScoredFrames:
     def _score_tables(
         self, tables: Sequence[Embedded]
     ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-        for table, (path, row, _, _) in tables:
-            with open_h5(path) as file:
-                for batch in frame_batches(table):
-                    for at in range(0, batch.num_rows, ROWS):
-                        frames = batch.slice(at, ROWS)
-                        rows = slice(row, row + frames.num_rows)
-                        ids = [name.decode() for name in file["frame_id"][rows]]
-                        if ids != frames["frame_id"].to_pylist():
-                            raise InputError(
-                                f"{path}: its rows {rows.start} to {rows.stop} are not the frames "
-                                f"of {table}; embed them again."
-                            )
-                        yield frames, self._score(path, ids, file["embedding"][rows])
-                        row = rows.stop
+        for table, source in tables:
+            batches = frame_batches(table, rows=ROWS)
+            for frames, (ids, embeddings) in zip(batches, source.parts(ROWS), strict=True):
+                if ids != frames["frame_id"].to_pylist():
+                    raise InputError(
+                        f"{source.path}: its rows from {ids[0]} on are not the frames of {table}; "
+                        "embed them again."
+                    )
+                yield frames, self._score(embeddings)
 
-    def _score(self, path: Path, ids: list[str], embeddings: Float32Array) -> Float32Array:
+    def _score(self, embeddings: Float32Array) -> Float32Array:
         """Probabilities (N, 2) of other and virus for embeddings (N, D)."""
-        finite = np.isfinite(embeddings).all(axis=1)
-        if not finite.all():
-            raise InputError(
-                f"{path}: the embedding of {ids[int(finite.argmin())]} is not finite; embed again."
-            )
         with torch.inference_mode():
             logits = self._classifier(torch.from_numpy(embeddings))
             scores: Float32Array = logits.softmax(1).numpy()

@@ -142,8 +142,17 @@ def verify(model: Model) -> None:
             )
 
 
+OWN_PARTS = {"nucleotide": "dnabert_s", "protein": "esm2", "classifier": "classifier.safetensors"}
+"""Where the parts of a model that is made here lie in its folder."""
+
+
 def write_model(
-    folder: Path, name: str, window: int, dim: int, parts: dict[str, str], **about: object
+    folder: Path,
+    name: str,
+    window: int,
+    dim: int,
+    parts: Mapping[str, str] = OWN_PARTS,
+    **about: object,
 ) -> Model:
     """Write the model.json of a folder whose files are in place, hashing them.
 

@@ -192,7 +192,7 @@ class EmbeddingFile:
         self, virtual: bool, names: list[str], rows: list[int], digests: list[str]
     ) -> tuple[Source, ...]:
         if not virtual:
-            firsts = [sum(rows[:n]) for n in range(len(rows))]
+            firsts = (np.cumsum(rows) - rows).tolist()
             return tuple(map(Source, [self.path] * len(rows), firsts, rows, digests))
         sources = tuple(map(Source, map(self._beside, names), [0] * len(rows), rows, digests))
         for source in sources:

@@ -18,7 +18,6 @@ logger = logging.getLogger("virnucpro.split")
 
 SHARD_BP = 10_000_000
 
-
 TASK_SECONDS = 600
 """What an embed task should last: long beside its start-up of 10 to 20 s, short to lose."""
 

@@ -128,6 +128,11 @@ def test_evaluate_without_frames_of_one_class_exits_2(tmp_path: Path, options: l
     assert_refused(run, 2, "has no stop-free frame of .* more accessions")
 
 
+def test_cli_train_on_an_unknown_device_exits_2(fastas: dict[str, Path], tmp_path: Path) -> None:
+    files = ["--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "model"]
+    assert_refused(virnucpro("train", *files, "--device", "gpu"), 2, "device 'gpu' is not known")
+
+
 def test_an_accession_is_in_one_part_whatever_its_version_and_fragment() -> None:
     ids = [f"NC_{n:06d}" for n in range(2000)]
     parts = {name: part_of(name) for name in ids}

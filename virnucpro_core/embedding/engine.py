@@ -137,15 +137,13 @@ def _gathered(
 
 def join_blocks(job: Job, output: Path, origin: Origin, meta: FrameMeta) -> None:
     """Write the shard out of the blocks; VirNucProError when a frame is in none of them."""
-    ids = [
-        name.encode()
-        for batch in frame_batches(job.frames, ["frame_id"])
-        for name in batch["frame_id"].to_pylist()
-    ]
+    ids = [np.zeros(0, "S1")]
+    for batch in frame_batches(job.frames, ["frame_id"]):
+        ids.append(np.array(batch["frame_id"].cast("binary").to_pylist(), "S"))
     dim = job.model.dim
     parts = _gathered(read_blocks(job.blocks, dim, meta.rows), meta.rows, dim)
     ranks = [json.loads(path.read_text()) for path in sorted(job.blocks.glob("used*.json"))]
-    write_shard(output, origin, meta.digest, np.array(ids, "S"), dim, parts, ranks)
+    write_shard(output, origin, meta.digest, np.concatenate(ids), dim, parts, ranks)
 
 
 def _finished(output: Path, origin: Origin, meta: FrameMeta) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import save_file
 from sample import OPEN, WEIGHTS, Sample, viral
 
+from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
 
@@ -36,6 +37,16 @@ def test_frames_that_are_missing_foreign_or_doubled_are_refused(
     refused(sample, "no embeddings of these frames", frames=[*sample.frames, *other.frames])
     refused(sample, "'v1' is not in this inventory", contigs=other.contigs)
     refused(sample, "no such file", frames=[tmp_path / "absent.parquet"])
+
+
+def test_tables_of_two_samples_whose_contigs_have_one_name_are_refused(
+    sample: Sample, tmp_path: Path
+) -> None:
+    (tmp_path / "else").mkdir()
+    other = Sample(tmp_path / "else", f">v1\n{OPEN}\n", viral)
+    frames = [*sample.frames, *other.frames]
+    merge([*sample.shards, *other.shards], frames, sample.embeddings)
+    refused(sample, "begins with contig 'v1', as .* does", frames=frames)
 
 
 def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(

@@ -168,6 +168,18 @@ def test_predict_from_python_refuses_with_the_sentence_of_the_command(tmp_path: 
         vnp.predict(tmp_path / "empty.fa", model="maxi")
 
 
+@pytest.mark.parametrize(
+    ("fasta", "fraction", "says"), [([], 0.5, "no FASTA"), (["a.fa"], 0.0, "above 0, at most 1")]
+)
+def test_predict_bad_arguments_are_refused_before_any_work(
+    fasta: list[str], fraction: float, says: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(vnp.InputError, match=says):
+        vnp.predict(fasta, "mini", output=out, min_viral_fraction=fraction)
+    assert not out.exists()
+
+
 def test_models_import_then_verify_finds_a_changed_file(tiny: Model, tmp_path: Path) -> None:
     parts = ["--dnabert-s", tiny.nucleotide, "--esm2", tiny.protein]
     parts += ["--classifier", tiny.classifier, "--models-dir", tmp_path]

@@ -79,6 +79,17 @@ def test_lease_steps_aside_where_gpus_are_assigned(name: str, hold: Hold) -> Non
     assert took(hold("auto", 1, **{name: "0,1"})) == "cuda:0"
 
 
+def test_lease_under_a_strict_umask_can_be_opened_by_other_users(
+    hold: Hold, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        assert took(hold("cuda:1")) == "cuda:1"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "virnucpro-gpu1.lock").stat().st_mode & 0o777 == 0o644
+
+
 def test_lease_of_the_cpu_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRNUCPRO_LOCKS", str(tmp_path / "absent"))
     with leased("cpu") as devices:

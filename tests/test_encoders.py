@@ -198,6 +198,15 @@ def test_embed_other_precision_leaves_the_encoder_as_it_was(tmp_path: Path) -> N
         encoder.embed(texts, precision="int3")
 
 
+def test_embed_on_its_own_device_by_another_name_makes_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_esm2(tmp_path / "esm2")
+    encoder = vnp.load_esm2(tmp_path / "esm2")
+    monkeypatch.delattr("copy.deepcopy")
+    assert encoder.embed(["MK"], device="cpu:0").shape == (1, 32)
+
+
 def test_plan_every_row_once_and_within_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(1, 300, 500)
     lengths[7] = 5000
@@ -225,6 +234,12 @@ def test_load_encoder_file_missing_or_damaged_is_a_model_error(
     (folder / name).unlink()
     with pytest.raises(ModelError, match="config.json" if name == "config.json" else "weights"):
         loader(folder)
+
+
+def test_load_dnabert_s_file_for_a_folder_is_a_model_error(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+        vnp.load_dnabert_s(tmp_path / "pytorch_model.bin")
 
 
 def test_load_encoder_other_models_weights_are_refused(tmp_path: Path) -> None:

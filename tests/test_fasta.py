@@ -5,8 +5,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -45,6 +47,16 @@ def test_read_fasta_concatenated_gzip_members_are_all_read(tmp_path: Path) -> No
     assert list(read_fasta([path])) == CONTIGS
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, _zstd], ids=str)
+def test_read_fasta_pipe_is_read_from_its_first_byte(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    Thread(target=path.write_bytes, args=(compress(TEXT),), daemon=True).start()
+    assert list(read_fasta([path])) == CONTIGS
+
+
 def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
     paths = [tmp_path / "2.fa", tmp_path / "1.fa"]
     paths[0].write_text(">x\nA\n")
@@ -65,6 +77,7 @@ def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
         (b">a\nAC\n>b\nAC\n>a\nGT\n", "line 5", "appears twice"),
         (b">a\nAC\n>\nGT\n", "line 3", "no id"),
         (b">a\xff\nAC\n", "line 1", "not UTF-8"),
+        (b">a\rACGT\r>b\rACGT\r", "", "carriage returns"),
         (gzip.compress(TEXT * 50)[:-20], "", "truncated or damaged"),
         (bz2.compress(TEXT)[:-8], "", "truncated or damaged"),
         (lzma.compress(TEXT)[:-8], "", "truncated or damaged"),

@@ -14,6 +14,7 @@ from virnucpro_core.benchmark import benchmark
 from virnucpro_core.benchmark.lines import Line
 from virnucpro_core.benchmark.plot import plot
 from virnucpro_core.errors import InputError
+from virnucpro_core.machine import machine
 from virnucpro_core.models.store import Model
 from virnucpro_core.profile import lines, profile
 
@@ -38,6 +39,13 @@ def test_benchmark_sections_are_shown_and_written(tmp_path: Path) -> None:
 def test_benchmark_unknown_section_is_refused() -> None:
     with pytest.raises(InputError, match="section 'speed' is not known"):
         benchmark(device=CPU, sections=["speed"])
+
+
+def test_machine_without_nvidia_smi_is_still_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "some GPU")
+    about = machine(torch.device("cuda:0"))
+    assert (about["device"], about["driver"]) == ("some GPU", "unknown")
 
 
 def test_line_verdict_compares_with_its_bar() -> None:

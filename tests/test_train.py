@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cli import assert_refused, virnucpro
 
 import virnucpro_core as vnp
 from virnucpro_core.augment import Batches, Composition, varied_frames
@@ -116,6 +117,20 @@ def test_training_refuses_data_that_leave_a_part_without_one_class(tmp_path: Pat
     with pytest.raises(vnp.InputError, match=r"has no stop-free frame of .* more accessions"):
         run({name: tmp_path / f"{name}.fa" for name in ("virus", "other")}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--test-part"]])
+def test_evaluate_without_frames_of_one_class_exits_2(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "virus.fa").write_text(f">virus\n{'GCA' * 200}\n")
+    (tmp_path / "other.fa").write_text(">other\nAC\n")
+    files = ["--virus", tmp_path / "virus.fa", "--other", tmp_path / "other.fa"]
+    run = virnucpro("evaluate", *files, "--model", "mini", *options)
+    assert_refused(run, 2, "has no stop-free frame of .* more accessions")
+
+
+def test_cli_train_on_an_unknown_device_exits_2(fastas: dict[str, Path], tmp_path: Path) -> None:
+    files = ["--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "model"]
+    assert_refused(virnucpro("train", *files, "--device", "gpu"), 2, "device 'gpu' is not known")
 
 
 def test_an_accession_is_in_one_part_whatever_its_version_and_fragment() -> None:

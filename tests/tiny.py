@@ -42,9 +42,4 @@ def write_tiny_model(root: Path, name: str = "tiny", seed: int = 0) -> Model:
     save_dnabert_s(folder / "dnabert_s")
     save_esm2(folder / "esm2")
     save_file(MLPClassifier(56, 8).state_dict(), folder / "classifier.safetensors")
-    parts = {
-        "nucleotide": "dnabert_s",
-        "protein": "esm2",
-        "classifier": "classifier.safetensors",
-    }
-    return write_model(folder, name, WINDOW, 56, parts)
+    return write_model(folder, name, WINDOW, 56)

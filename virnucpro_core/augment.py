@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 from virnucpro_core.heldout import Labelled
+from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import stop_free_frames
 from virnucpro_core.sequences.tokens import (
@@ -30,13 +31,11 @@ from virnucpro_core.sequences.tokens import (
     Tokens,
     esm_tokens,
 )
+from virnucpro_core.sequences.windows import Int64Array
 
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 _MASK = SPECIAL_TOKENS.index("[MASK]")
 BASES, RESIDUES = b"ACGT", b"ACDEFGHIKLMNPQRSTVWY"
-
-Float32Array = NDArray[np.float32]
-Int64Array = NDArray[np.int64]
 
 
 def train_tokenizer(nucleotides: Sequence[str], vocabulary: int) -> Tokenizer:

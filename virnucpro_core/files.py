@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from virnucpro_core.errors import InputError
 
 
 @contextmanager
@@ -29,3 +31,10 @@ def written_aside(path: Path) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def keep_apart(output: Path, inputs: Iterable[Path]) -> None:
+    """InputError when writing `output` would replace one of the inputs."""
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise InputError(f"{path}: is an input that the output would replace; choose another.")

@@ -79,15 +79,16 @@ def frames_of(sample: Labelled, window: int) -> dict[str, list[Any]]:
     return columns
 
 
-def usable_part(sample: Labelled, name: str, window: int) -> Labelled:
-    """A part, or InputError when it has no frame of one of the classes."""
-    part = sample.part(name)
+def usable(sample: Labelled, name: str | None, window: int) -> Labelled:
+    """A part, or with None all, of a sample; InputError when one of the classes has no frame."""
+    part = sample.part(name) if name else sample
+    where = f"the {name} part, {PARTS[name]:.0%} of the accessions," if name else "the input"
     for viral, kind in ((True, "viral"), (False, "other")):
         some = Labelled([c for c in part.contigs if (c.id in part.viral) == viral], part.viral)
         if not frames_of(some, window)["contig"]:
             raise InputError(
-                f"the {name} part, {PARTS[name]:.0%} of the accessions, has no stop-free frame of "
-                f"{kind} contigs; give sequences of more accessions."
+                f"{where} has no stop-free frame of {kind} contigs; give sequences of more "
+                "accessions."
             )
     return part
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 
 import torch
@@ -16,8 +17,11 @@ def machine(device: torch.device) -> dict[str, str]:
     """What the figures were taken on."""
     about = {"device": platform.processor() or platform.machine(), "cpus": str(os.cpu_count())}
     if device.type == "cuda":
+        driver: list[str] = []
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
+        with suppress(OSError, subprocess.TimeoutExpired):  # containers need not have it
+            said = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
+            driver = said.stdout.split()
         about = {
             "device": torch.cuda.get_device_name(device),
             "driver": driver[0] if driver else "unknown",

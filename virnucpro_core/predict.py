@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,9 +13,11 @@ import pyarrow as pa
 from virnucpro_core.embedding.devices import leased, parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import keep_apart
 from virnucpro_core.models.store import resolve_model
 from virnucpro_core.models.validations import require
-from virnucpro_core.results.calls import MIN_VIRAL_FRACTION
+from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, check_min_viral_fraction
 from virnucpro_core.results.classify import classify
 from virnucpro_core.results.report import write_report
 from virnucpro_core.sequences.split import split
@@ -42,40 +45,38 @@ def predict(
     Raises InputError for bad input, ModelError for a model that is missing or does not load.
     """
     paths = [Path(fasta)] if isinstance(fasta, str | Path) else [Path(path) for path in fasta]
-    if output is None:
-        with TemporaryDirectory(prefix="virnucpro-") as folder:
-            return predict(
-                paths,
-                model,
-                output=folder,
-                models_dir=models_dir,
-                devices=devices,
-                precision=precision,
-                force=force,
-                min_viral_fraction=min_viral_fraction,
-            )
-    out = Path(output)
-    chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
-    places = parse_devices(devices)  # what is not there is refused before anything is done
-    if precision is not None:
-        require(chosen, precision, places, force=force)
-    work = out / WORK
-    contigs, frames, shard, embeddings = (
-        work / name for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
+    # what is wrong is refused before anything is done
+    if not paths:
+        raise InputError("no FASTA was given; name at least one file.")
+    check_min_viral_fraction(min_viral_fraction)
+    kept: AbstractContextManager[str | Path] = (
+        nullcontext(output) if output is not None else TemporaryDirectory(prefix="virnucpro-")
     )
-    translate(split(paths, work), frames, chosen.window)
-    with leased(devices) as places:
-        embed(frames, shard, chosen, devices=places, precision=precision, force=force)
-    merge([shard], [frames], embeddings)
-    table = classify(
-        embeddings,
-        [frames],
-        contigs,
-        out,
-        chosen,
-        sample=paths[0].name.split(".")[0],
-        min_viral_fraction=min_viral_fraction,
-    )
-    write_report([out], out / "report.html")
-    shutil.rmtree(work)
-    return table
+    with kept as folder:
+        out = Path(folder)
+        chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
+        keep_apart(out / "viral.fasta.gz", paths)
+        places = parse_devices(devices)
+        if precision is not None:
+            require(chosen, precision, places, force=force)
+        work = out / WORK
+        contigs, frames, shard, embeddings = (
+            work / name
+            for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
+        )
+        translate(split(paths, work), frames, chosen.window)
+        with leased(devices) as places:
+            embed(frames, shard, chosen, devices=places, precision=precision, force=force)
+        merge([shard], [frames], embeddings)
+        table = classify(
+            embeddings,
+            [frames],
+            contigs,
+            out,
+            chosen,
+            sample=paths[0].name.split(".")[0],
+            min_viral_fraction=min_viral_fraction,
+        )
+        write_report([out], out / "report.html")
+        shutil.rmtree(work)
+        return table

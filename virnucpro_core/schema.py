@@ -64,6 +64,17 @@ def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
     return table
 
 
+def _stream(
+    path: Path, table: pq.ParquetFile, rows: int, columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from table.iter_batches(batch_size=rows, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"{path}: is damaged ({str(error).splitlines()[0]}); write it again."
+        ) from None
+
+
 def _open_frames(path: Path) -> pq.ParquetFile:
     return _open(path, FRAMES, "a frame table as `virnucpro translate` writes it")
 
@@ -90,10 +101,10 @@ def frame_batches(
     path: Path, columns: Sequence[str] | None = None, rows: int = ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Stream a frame table in row order, `rows` at a time; InputError when the file is none."""
-    yield from _open_frames(path).iter_batches(batch_size=rows, columns=columns)
+    yield from _stream(path, _open_frames(path), rows, columns)
 
 
 def inventory_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Stream a contig inventory in input order; InputError when the file is none."""
     table = _open(path, INVENTORY, "the contigs.parquet that `virnucpro split` writes")
-    yield from table.iter_batches(batch_size=4096, columns=columns)
+    yield from _stream(path, table, 4096, columns)

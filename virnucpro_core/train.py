@@ -40,7 +40,7 @@ from virnucpro_core.heldout import (
     frame_scores,
     frames_of,
     score_windows,
-    usable_part,
+    usable,
 )
 from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.classifier import MLPClassifier
@@ -206,7 +206,7 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     sample = Labelled.read(virus, other)
     training, validation, test = (
-        usable_part(sample, name, window) for name in ("training", "validation", "test")
+        usable(sample, name, window) for name in ("training", "validation", "test")
     )
     more = Labelled(list(read_fasta(unlabelled)), frozenset()).part("training")
     everything = Labelled([*training.contigs, *more.contigs], training.viral)
@@ -274,9 +274,8 @@ def train(
     bpe.save(str(out / "dnabert_s/tokenizer.json"))
     write_esm2(out / "esm2", average.model.protein)
     write_weights(average.model.classifier.state_dict(), out / "classifier.safetensors")
-    parts = {"nucleotide": "dnabert_s", "protein": "esm2", "classifier": "classifier.safetensors"}
     name, dim = out.resolve().name, 2 * recipe.dim
-    model = write_model(out, name, window, dim, parts)
+    model = write_model(out, name, window, dim)
     record: dict[str, Any] = {
         "virus": [path.name for path in virus],
         "other": [path.name for path in other],
@@ -291,5 +290,5 @@ def train(
         "validation": evaluate(model, validation, device),
         "test": evaluate(model, test, device),
     }
-    write_model(out, name, window, dim, parts, training=record)
+    write_model(out, name, window, dim, training=record)
     return record

@@ -52,12 +52,7 @@ def write_random_model(folder: Path, size: Size, device: torch.device) -> Model:
     tokenizer.save(str(folder / "dnabert_s" / "tokenizer.json"))
     dim = esm2.dim + dnabert.dim
     write_weights(MLPClassifier(dim, 16).state_dict(), folder / "classifier.safetensors")
-    parts = {
-        "nucleotide": "dnabert_s",
-        "protein": "esm2",
-        "classifier": "classifier.safetensors",
-    }
-    return write_model(folder, folder.name, WINDOW, dim, parts)
+    return write_model(folder, folder.name, WINDOW, dim)
 
 
 def write_frames(path: Path, frames: int) -> None:

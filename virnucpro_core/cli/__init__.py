@@ -53,8 +53,6 @@ def main() -> None:
         where = context.command_path if context else "virnucpro"
         print(f"{where}: {error.format_message()} See `{where} --help`.", file=sys.stderr)
         code = 2
-    except typer.Exit as end:
-        code = end.exit_code
     except typer.Abort:
         code = 1
     except OSError as error:

@@ -121,9 +121,10 @@ def train(
     ] = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.train import train
 
     record = train(
@@ -133,7 +134,7 @@ def train(
         unlabelled=unlabelled or [],
         window=window,
         seed=seed,
-        device=device,
+        device=str(parse_devices(device)[0]),
     )
     typer.echo(json.dumps(record["test"], indent=2))
 
@@ -149,9 +150,9 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
-    from virnucpro_core.heldout import Labelled, evaluate
+    from virnucpro_core.heldout import Labelled, evaluate, usable
     from virnucpro_core.models.store import resolve_model
 
-    sample = Labelled.read(virus, other)
-    chosen = sample.part("test") if test_part else sample
-    typer.echo(json.dumps(evaluate(resolve_model(model, models_dir), chosen), indent=2))
+    sample, chosen = Labelled.read(virus, other), resolve_model(model, models_dir)
+    part = usable(sample, "test" if test_part else None, chosen.window)
+    typer.echo(json.dumps(evaluate(chosen, part), indent=2))

@@ -9,9 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from virnucpro_core.cli.options import (
-    ModelsDir,
-)
+from virnucpro_core.cli.options import ModelsDir
 
 app = typer.Typer(help="The models at hand.")
 

@@ -26,6 +26,9 @@ logger = logging.getLogger("virnucpro.embed")
 
 BLOCK_BYTES = 64 << 20
 BLOCK_SECONDS = 2.0
+BLOCK_SHARE = 1 / 300
+"""Of the run so far, where that is more: a run of days would leave more blocks than Linux lets one
+process map (65,530), and then could not join them."""
 
 
 def _record(dim: int) -> np.dtype[np.void]:
@@ -74,14 +77,16 @@ class BlockWriter:
         self._executor = executor
         self._batches: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
         self._bytes = 0
-        self._since = time.monotonic()
+        self._begun = self._since = time.monotonic()
         self._pending: Future[None] | None = None
 
     def add(self, rows: NDArray[np.int64], embedding: NDArray[np.float32]) -> None:
         """Take one batch: rows int64 (B), embedding float32 (B, dim)."""
         self._batches.append((rows, embedding))
         self._bytes += embedding.nbytes
-        if self._bytes >= BLOCK_BYTES or time.monotonic() - self._since >= BLOCK_SECONDS:
+        now = time.monotonic()
+        due = max(BLOCK_SECONDS, BLOCK_SHARE * (now - self._begun))
+        if self._bytes >= BLOCK_BYTES or now - self._since >= due:
             self._flush()
 
     def _flush(self) -> None:

@@ -30,6 +30,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
+from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
@@ -81,7 +82,8 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     )
     run_schedule(encoder, schedule, job, stages, stop)
     logger.info("%s: %s", device, stages)
-    (job.blocks / f"used{rank}.json").write_text(json.dumps(used(device, job.precision)))
+    with written_aside(job.blocks / f"used{rank}.json") as aside:
+        aside.write_text(json.dumps(used(device, job.precision)))
 
 
 def used(device: str, precision: str) -> dict[str, str | int]:
@@ -135,15 +137,13 @@ def _gathered(
 
 def join_blocks(job: Job, output: Path, origin: Origin, meta: FrameMeta) -> None:
     """Write the shard out of the blocks; VirNucProError when a frame is in none of them."""
-    ids = [
-        name.encode()
-        for batch in frame_batches(job.frames, ["frame_id"])
-        for name in batch["frame_id"].to_pylist()
-    ]
+    ids = [np.zeros(0, "S1")]
+    for batch in frame_batches(job.frames, ["frame_id"]):
+        ids.append(np.array(batch["frame_id"].cast("binary").to_pylist(), "S"))
     dim = job.model.dim
     parts = _gathered(read_blocks(job.blocks, dim, meta.rows), meta.rows, dim)
     ranks = [json.loads(path.read_text()) for path in sorted(job.blocks.glob("used*.json"))]
-    write_shard(output, origin, meta.digest, np.array(ids, "S"), dim, parts, ranks)
+    write_shard(output, origin, meta.digest, np.concatenate(ids), dim, parts, ranks)
 
 
 def _finished(output: Path, origin: Origin, meta: FrameMeta) -> bool:
@@ -178,6 +178,7 @@ def embed(
     Raises InputError for a bad frame table or a table of another window, ModelError for a model
     that does not load, StoppedError when stopped by a signal.
     """
+    keep_apart(output, [frames])
     precision = precision or default_precision(devices[0])
     require(model, precision, devices, force=force)
     meta = frame_meta(frames)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from virnucpro_core.embedding.shards import EmbeddingFile, write_merged
 from virnucpro_core.errors import InputError
+from virnucpro_core.files import keep_apart
 from virnucpro_core.schema import frame_batches, frame_meta
 
 logger = logging.getLogger("virnucpro.merge")
@@ -19,6 +20,8 @@ def _pair(shards: Sequence[Path], frames: Sequence[Path]) -> list[EmbeddingFile]
     by_digest: dict[str, EmbeddingFile] = {}
     for path in shards:
         shard = EmbeddingFile(path)
+        if len(shard.digests) != 1:
+            raise InputError(f"{path}: is merged already; give the shards that it was made of.")
         (digest,) = shard.digests
         if digest in by_digest:
             raise InputError(
@@ -77,8 +80,9 @@ def merge(
     to it. Every row is read once and checked.
 
     Returns the number of rows. Raises InputError for a shard that is missing, given twice,
-    foreign, truncated, not finite, or made with another model.
+    foreign, truncated, not finite, made with another model, or in the place of the output.
     """
+    keep_apart(output, [*shards, *frames])
     paired = _pair(shards, frames)
     for shard, table in zip(paired, frames, strict=True):
         _check(shard, table, paired[0])

@@ -56,12 +56,18 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:
-    """`map` on several threads: results in order, at most two items a thread under way."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="compute") as executor:
-        pending: deque[Future[R]] = deque()
+    """`map` on several threads: results in order, at most two items a thread under way.
+
+    Closing the generator early waits for what has begun alone.
+    """
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="compute")
+    pending: deque[Future[R]] = deque()
+    try:
         for item in items:
             pending.append(executor.submit(function, item))
             if len(pending) >= 2 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)

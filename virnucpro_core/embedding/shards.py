@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,6 +143,25 @@ class Source(NamedTuple):
     rows: int
     digest: str
 
+    def parts(self, rows: int = 8192) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Ids and embeddings float32 (n, dim) in row order, at most `rows` at a time.
+
+        Raises InputError at a value that is not finite.
+        """
+        end = self.first + self.rows
+        with open_h5(self.path) as file:
+            for at in range(self.first, end, rows):
+                part = slice(at, min(at + rows, end))
+                ids = [name.decode() for name in file["frame_id"][part]]
+                values: NDArray[np.float32] = file["embedding"][part]
+                finite = np.isfinite(values).all(axis=1)
+                if not finite.all():
+                    raise InputError(
+                        f"{self.path}: the embedding of {ids[int(finite.argmin())]} is not finite; "
+                        "embed its frames again."
+                    )
+                yield ids, values
+
 
 class EmbeddingFile:
     """A shard, or the merged embeddings of a sample, read source by source.
@@ -172,7 +192,7 @@ class EmbeddingFile:
         self, virtual: bool, names: list[str], rows: list[int], digests: list[str]
     ) -> tuple[Source, ...]:
         if not virtual:
-            firsts = [sum(rows[:n]) for n in range(len(rows))]
+            firsts = (np.cumsum(rows) - rows).tolist()
             return tuple(map(Source, [self.path] * len(rows), firsts, rows, digests))
         sources = tuple(map(Source, map(self._beside, names), [0] * len(rows), rows, digests))
         for source in sources:
@@ -209,25 +229,17 @@ class EmbeddingFile:
     def digests(self) -> tuple[str, ...]:
         return tuple(source.digest for source in self.sources)
 
-    def parts(self, rows: int = 8192) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings float32 (n, dim) in row order, at most `rows` at a time.
+    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Ids and embeddings of all sources; see `Source.parts`."""
+        return chain.from_iterable(source.parts() for source in self.sources)
 
-        Raises InputError at a value that is not finite.
-        """
-        for source in self.sources:
-            end = source.first + source.rows
-            with open_h5(source.path) as file:
-                for at in range(source.first, end, rows):
-                    stop = min(at + rows, end)
-                    ids = [name.decode() for name in file["frame_id"][at:stop]]
-                    values: NDArray[np.float32] = file["embedding"][at:stop]
-                    finite = np.isfinite(values).all(axis=1)
-                    if not finite.all():
-                        raise InputError(
-                            f"{source.path}: the embedding of {ids[int(finite.argmin())]} is not "
-                            "finite; embed its frames again."
-                        )
-                    yield ids, values
+
+def _relative(source: Path, folder: Path) -> str:
+    """The path from a folder to a source, as the kernel will go it: `..` out of a link's target."""
+    name = os.path.relpath(source, folder)
+    if (folder / name).exists():
+        return name
+    return os.path.relpath(source.resolve(), folder.resolve())
 
 
 def write_merged(path: Path, files: Sequence[EmbeddingFile], dim: int, *, copy: bool) -> None:
@@ -236,7 +248,7 @@ def write_merged(path: Path, files: Sequence[EmbeddingFile], dim: int, *, copy: 
     copy = copy or rows == 0  # HDF5 has no virtual dataset without rows
     with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as out:
         sources = [source for file in files for source in file.sources]
-        names = [os.path.relpath(source.path, path.parent) for source in sources]
+        names = [_relative(source.path, path.parent) for source in sources]
         if copy:
             embedding = create_embedding(out, rows, dim)
         else:

@@ -93,7 +93,8 @@ class Encoder(nn.Module, ABC):
         device and precision ("fp32", "bf16", "fp16", "fp8") default to where and as the module is;
         others use a copy of it. Raises InputError for a sequence that the tokeniser refuses.
         """
-        target = self.device if device is None else torch.device(device)
+        # an empty tensor knows which device "cuda" is; a copy is only made for another one
+        target = self.device if device is None else torch.empty(0, device=device).device
         precision = precision or self.precision
         if (target, precision) != (self.device, self.precision):
             moved = copy.deepcopy(self).placed(target, precision)
@@ -111,7 +112,7 @@ def folder_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(f"{path}: no such file; give a model folder with config.json.") from None
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error}); fetch the model again.") from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int64Array = NDArray[np.int64]
+from virnucpro_core.sequences.windows import Int64Array
 
 
 def packing_enabled() -> bool:

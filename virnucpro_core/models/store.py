@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,8 +142,17 @@ def verify(model: Model) -> None:
             )
 
 
+OWN_PARTS = {"nucleotide": "dnabert_s", "protein": "esm2", "classifier": "classifier.safetensors"}
+"""Where the parts of a model that is made here lie in its folder."""
+
+
 def write_model(
-    folder: Path, name: str, window: int, dim: int, parts: dict[str, str], **about: object
+    folder: Path,
+    name: str,
+    window: int,
+    dim: int,
+    parts: Mapping[str, str] = OWN_PARTS,
+    **about: object,
 ) -> Model:
     """Write the model.json of a folder whose files are in place, hashing them.
 
@@ -187,20 +197,32 @@ def import_model(
     from virnucpro_core.models.esm2 import load_esm2
 
     root = root_folder(models_dir)
+    if not re.fullmatch(r"[\w.+-]*\w", name):
+        raise InputError(f"{name!r} names no folder; give letters, digits and any of .+-_ alone.")
+    parts = {"nucleotide": dnabert_s, "protein": esm2, "classifier": classifier}
+    for key, part in parts.items():
+        if part.name in ("", ".."):  # the current folder, or one above
+            parts[key] = part.resolve()
+    names = {key: part.name for key, part in parts.items()}
+    if len(set(names.values())) < len(names):
+        raise InputError(
+            f"two parts of {name} have one name ({', '.join(names.values())}), under which they "
+            "are stored; rename one."
+        )
     window = window or PUBLISHED.get(name)
     if window is None:
         raise InputError(f"the window of model {name!r} is not known; give --window.")
     dim = load_dnabert_s(dnabert_s).dim + load_esm2(esm2).dim
-    inputs = load_classifier(classifier).hidden_layer.in_features
+    inputs = load_classifier(classifier).input_dim
     if dim != inputs:
         raise ModelError(
             f"{classifier}: takes {inputs} values a frame, the encoders give {dim}; "
             "these parts do not belong together."
         )
     folder = root / name
-    parts = {}
-    for key, part in (("nucleotide", dnabert_s), ("protein", esm2), ("classifier", classifier)):
-        parts[key] = part.name
+    # what is replaced must not be taken for what an earlier import recorded
+    (folder / "model.json").unlink(missing_ok=True)
+    for part in parts.values():
         files = [part] if part.is_file() else [f for g in _ENCODER_FILES for f in part.glob(g)]
         for file in files:
             with written_aside(folder / file.relative_to(part.parent)) as aside:
@@ -212,4 +234,4 @@ def import_model(
                 file.unlink()
     logger.info("model %s is in %s", name, folder)
     about = {"source": dict(source)} if source else {}
-    return write_model(folder, name, window, dim, parts, **about)
+    return write_model(folder, name, window, dim, names, **about)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from virnucpro_core.errors import InputError
 from virnucpro_core.sequences.windows import Int64Array, windows
 
 MIN_VIRAL_FRACTION = 0.5
@@ -97,6 +98,12 @@ class WindowCalls:
         """The original's names of windows: contig, `_chunk_`, number."""
         pairs = zip(self.contig[which].tolist(), self.number[which].tolist(), strict=True)
         return [f"{contigs[contig]}_chunk_{number}" for contig, number in pairs]
+
+
+def check_min_viral_fraction(fraction: float) -> None:
+    """InputError unless 0 < fraction ≤ 1: at 0 every contig would be a virus."""
+    if not 0 < fraction <= 1:
+        raise InputError(f"--min-viral-fraction {fraction}: give a fraction above 0, at most 1.")
 
 
 def _reason(sequence: str, starts: Int64Array, ends: Int64Array) -> str:

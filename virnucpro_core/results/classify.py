@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 import torch
 
 from virnucpro_core import __version__
-from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
+from virnucpro_core.embedding.shards import EmbeddingFile, Source
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import keep_apart
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import (
@@ -26,6 +27,7 @@ from virnucpro_core.results.calls import (
     Float32Array,
     WindowCalls,
     call_contigs,
+    check_min_viral_fraction,
     frame_is_virus,
 )
 from virnucpro_core.results.tables import ResultFiles
@@ -84,7 +86,13 @@ def _pair_tables(
                 f"embeddings have {source.rows} and the model takes {window}; translate again."
             )
         for batch in frame_batches(table, ["contig"]):
-            first[batch["contig"][0].as_py()] = Embedded(table, source)
+            contig = batch["contig"][0].as_py()
+            if contig in first:
+                raise InputError(
+                    f"{table}: begins with contig {contig!r}, as {first[contig].table} does; give "
+                    "the tables of one sample."
+                )
+            first[contig] = Embedded(table, source)
             break
     if waiting:
         raise InputError(
@@ -136,28 +144,18 @@ class ScoredFrames:
     def _score_tables(
         self, tables: Sequence[Embedded]
     ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-        for table, (path, row, _, _) in tables:
-            with open_h5(path) as file:
-                for batch in frame_batches(table):
-                    for at in range(0, batch.num_rows, ROWS):
-                        frames = batch.slice(at, ROWS)
-                        rows = slice(row, row + frames.num_rows)
-                        ids = [name.decode() for name in file["frame_id"][rows]]
-                        if ids != frames["frame_id"].to_pylist():
-                            raise InputError(
-                                f"{path}: its rows {rows.start} to {rows.stop} are not the frames "
-                                f"of {table}; embed them again."
-                            )
-                        yield frames, self._score(path, ids, file["embedding"][rows])
-                        row = rows.stop
+        for table, source in tables:
+            batches = frame_batches(table, rows=ROWS)
+            for frames, (ids, embeddings) in zip(batches, source.parts(ROWS), strict=True):
+                if ids != frames["frame_id"].to_pylist():
+                    raise InputError(
+                        f"{source.path}: its rows from {ids[0]} on are not the frames of {table}; "
+                        "embed them again."
+                    )
+                yield frames, self._score(embeddings)
 
-    def _score(self, path: Path, ids: list[str], embeddings: Float32Array) -> Float32Array:
+    def _score(self, embeddings: Float32Array) -> Float32Array:
         """Probabilities (N, 2) of other and virus for embeddings (N, D)."""
-        finite = np.isfinite(embeddings).all(axis=1)
-        if not finite.all():
-            raise InputError(
-                f"{path}: the embedding of {ids[int(finite.argmin())]} is not finite; embed again."
-            )
         with torch.inference_mode():
             logits = self._classifier(torch.from_numpy(embeddings))
             scores: Float32Array = logits.softmax(1).numpy()
@@ -206,10 +204,8 @@ def classify(
     parts do not belong together or an embedding is not finite, ModelError when the classifier
     does not load or takes embeddings of another width.
     """
-    if not 0 < min_viral_fraction <= 1:
-        raise InputError(
-            f"--min-viral-fraction {min_viral_fraction}: give a fraction above 0, at most 1."
-        )
+    check_min_viral_fraction(min_viral_fraction)
+    keep_apart(out / "frames.parquet", frames)
     source = EmbeddingFile(embeddings)
     _check_made_for(source, model)
     classifier = load_classifier(model.classifier)

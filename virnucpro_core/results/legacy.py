@@ -6,7 +6,6 @@ import csv
 from collections.abc import Sequence
 from typing import TextIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,7 +47,7 @@ class HighestScores:
 
     def add(self, window_ids: Sequence[str], is_virus: BoolArray) -> None:
         self._ids.append(pa.array(window_ids, pa.large_string()))
-        self._virus.append(pa.array(np.asarray(is_virus)))
+        self._virus.append(pa.array(is_virus))
 
     def write(self, handle: TextIO) -> None:
         writer = csv.writer(handle, delimiter="\t", lineterminator="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,13 +36,13 @@ def _text(scores: Float32Array) -> list[str]:
     return ["" if np.isneginf(score) else str(score) for score in scores]
 
 
-def _column(values: pa.Array) -> list[object]:
+def _column(values: pa.Array) -> Sequence[object]:
     if pa.types.is_floating(values.type):
-        return list(_text(values.fill_null(-np.inf).to_numpy()))
+        return _text(values.fill_null(-np.inf).to_numpy())
     return ["" if value is None else value for value in values.to_pylist()]
 
 
-def _write_rows(handle: TextIO, *columns: list[object]) -> None:
+def _write_rows(handle: TextIO, *columns: Sequence[object]) -> None:
     handle.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
 
 
@@ -101,11 +102,11 @@ class ResultFiles:
         call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
         _write_rows(
             self._windows,
-            [*calls.ids(names, np.ones(len(call), np.bool_))],
+            calls.ids(names, np.ones(len(call), np.bool_)),
             [names[i] for i in calls.contig.tolist()],
             *(x.tolist() for x in (calls.number, calls.start, calls.end, calls.frames)),
-            [*_text(calls.score_other)],
-            [*_text(calls.score_virus)],
+            _text(calls.score_other),
+            _text(calls.score_virus),
             call.tolist(),
         )
         _write_rows(self._contigs, *map(_column, contigs.columns))

@@ -8,6 +8,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
@@ -27,24 +28,31 @@ class Contig(NamedTuple):
     sequence: bytes
 
 
-_OPENERS: dict[bytes, Callable[[Path], object]] = {
+_OPENERS: dict[bytes, Callable[[BinaryIO], object]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": lambda path: pa.input_stream(str(path), compression="zstd"),
+    b"\x28\xb5\x2f\xfd": lambda handle: pa.CompressedInputStream(handle, "zstd"),
 }
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open by content, not by name; BufferedReader iterates over lines in C, GzipFile does not."""
-    with path.open("rb") as handle:
-        magic = handle.read(6)
-    if not magic:
-        raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
-    for start, opener in _OPENERS.items():
-        if magic.startswith(start):
-            return io.BufferedReader(cast(io.RawIOBase, opener(path)), buffer_size=1 << 20)
-    return path.open("rb", buffering=1 << 20)
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Open by content, not by name, and once, since a pipe cannot be read again.
+
+    BufferedReader iterates over lines in C, GzipFile does not.
+    """
+    with io.BufferedReader(io.FileIO(path), buffer_size=1 << 20) as handle:
+        magic = handle.peek(6)
+        if not magic:
+            raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
+        for start, opener in _OPENERS.items():
+            if magic.startswith(start):
+                raw = cast(io.RawIOBase, opener(handle))
+                with io.BufferedReader(raw, buffer_size=1 << 20) as lines:
+                    yield lines
+                return
+        yield handle
 
 
 def _refuse_letter(path: Path, first_line: int, lines: list[bytes]) -> InputError:
@@ -67,6 +75,8 @@ def _contig(path: Path, line: int, header: bytes, lines: list[bytes]) -> Contig:
     sequence = b"".join(lines).translate(None, _BLANKS)
     if sequence.translate(None, _NUCLEOTIDES):
         raise _refuse_letter(path, line + 1, lines)
+    if b"\r" in header.rstrip():
+        raise InputError(f"{path}: its lines end in carriage returns alone; write line feeds.")
     try:
         words = header[1:].decode().split(None, 1)
     except UnicodeDecodeError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
@@ -17,7 +17,6 @@ from virnucpro_core.sequences.frames import batches
 logger = logging.getLogger("virnucpro.split")
 
 SHARD_BP = 10_000_000
-
 
 TASK_SECONDS = 600
 """What an embed task should last: long beside its start-up of 10 to 20 s, short to lose."""
@@ -73,17 +72,21 @@ def _inventory(contigs: list[Contig], piece: int) -> pa.RecordBatch:
     )
 
 
-def split(fasta: Iterable[Path], folder: Path, shard_bp: int = SHARD_BP) -> list[Path]:
+def split(fasta: Sequence[Path], folder: Path, shard_bp: int = SHARD_BP) -> list[Path]:
     """Cut FASTA files into `piece_00001.fasta` … of whole contigs, about `shard_bp` bases each.
 
     Also writes `contigs.parquet` (`schema.INVENTORY`): every contig once, in input order, with
-    its bases, so that later stages need no look at the input. Pieces of an earlier run go.
+    its bases, so that later stages need no look at the input. Both of an earlier run go first, so
+    that no inventory stands beside pieces of another.
 
-    Returns the pieces in order. Raises InputError as `read_fasta` does; then no file is written
-    that a later stage would take for a whole one.
+    Returns the pieces in order. Raises InputError as `read_fasta` does, and for an input in the
+    place of a piece; then there is no inventory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("piece_*.fasta"):
+    earlier = [*folder.glob("piece_*.fasta"), *folder.glob("contigs.parquet")]
+    for old in earlier:
+        keep_apart(old, fasta)
+    for old in earlier:
         old.unlink()
     pieces: list[Path] = []
     count = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.schema import FORMAT, FRAMES
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches, stop_free_frames
@@ -85,15 +85,17 @@ class _Digest:
 
 
 def translate(
-    fasta: Iterable[Path], output: Path, window: int, fasta_dir: Path | None = None
+    fasta: Sequence[Path], output: Path, window: int, fasta_dir: Path | None = None
 ) -> int:
     """Write the stop-free frames of every window of the contigs as `schema.FRAMES`.
 
     With `fasta_dir`, also `chunked{window}.fa`, `identified_nucleotide.fa` and
     `identified_protein.faa` as the original writes them. Memory does not grow with the input.
 
-    Returns the number of frames. Raises InputError as `read_fasta` does.
+    Returns the number of frames. Raises InputError as `read_fasta` does, and for an output that is
+    an input.
     """
+    keep_apart(output, fasta)
     digest = _Digest()
     contigs = frames = 0
     with ExitStack() as stack:

@@ -201,6 +201,7 @@ def test_bad_parameter_is_refused_before_anything_runs(
         ("sample,fasta\n", "line 2: no samples"),
         ("sample,fasta\na,here.fa\nb\n", "line 3: expected two cells, sample and fasta; got 'b'."),
         ("sample,fasta\na,gone.fa\n", "line 2: no such file"),
+        ("\ufeffsample,fasta\r\na,*.fa\r\n", "line 2: no such file"),
         ("sample,fasta\n../a,here.fa\n", "line 2: '../a' can't name a folder"),
         ("sample,fasta\nreport,here.fa\n", "line 2: 'report' can't name a folder"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -27,24 +28,28 @@ class Contig(NamedTuple):
     sequence: bytes
 
 
-_OPENERS: dict[bytes, Callable[[Path], object]] = {
+_OPENERS: dict[bytes, Callable[[BinaryIO], object]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
-    b"\x28\xb5\x2f\xfd": lambda path: pa.input_stream(str(path), compression="zstd"),
+    b"\x28\xb5\x2f\xfd": lambda raw: pa.input_stream(raw, compression="zstd"),
 }
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open by content, not by name; BufferedReader iterates over lines in C, GzipFile does not."""
-    with path.open("rb") as handle:
-        magic = handle.read(6)
+def _unpacked(path: Path, raw: io.BufferedReader[io.FileIO]) -> BinaryIO:
+    """Told by content, not by name; BufferedReader iterates over lines in C, GzipFile does not.
+
+    Opened once and peeked at, since of a pipe what was read is gone.
+    """
+    magic = raw.peek(6)
     if not magic:
         raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
     for start, opener in _OPENERS.items():
         if magic.startswith(start):
-            return io.BufferedReader(cast(io.RawIOBase, opener(path)), buffer_size=1 << 20)
-    return path.open("rb", buffering=1 << 20)
+            return io.BufferedReader(cast(io.RawIOBase, opener(raw)), buffer_size=1 << 20)
+    if magic.startswith(codecs.BOM_UTF8):  # Windows editors put it before the first '>'
+        raw.read(len(codecs.BOM_UTF8))
+    return raw
 
 
 def _refuse_letter(path: Path, first_line: int, lines: list[bytes]) -> InputError:
@@ -67,6 +72,10 @@ def _contig(path: Path, line: int, header: bytes, lines: list[bytes]) -> Contig:
     sequence = b"".join(lines).translate(None, _BLANKS)
     if sequence.translate(None, _NUCLEOTIDES):
         raise _refuse_letter(path, line + 1, lines)
+    if b"\r" in header.rstrip():  # all of the file would be this one header
+        raise InputError(
+            f"{path}, line {line}: its lines end as on an old Mac; convert them: tr '\\r' '\\n'."
+        )
     try:
         words = header[1:].decode().split(None, 1)
     except UnicodeDecodeError:
@@ -108,7 +117,10 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
     seen: set[str] = set()
     for path in paths:
         try:
-            with _open(path) as handle:
+            with (
+                io.BufferedReader(path.open("rb", buffering=0), 1 << 20) as raw,
+                _unpacked(path, raw) as handle,
+            ):
                 for line, contig in _records(path, handle):
                     if contig.id in seen:
                         raise InputError(
@@ -121,6 +133,8 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
             raise InputError(f"{path}: no such file; check the path.") from None
         except IsADirectoryError:
             raise InputError(f"{path}: is a folder; name the FASTA files in it.") from None
+        except PermissionError:
+            raise InputError(f"{path}: may not be read; ask its owner for permission.") from None
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise InputError(
                 f"{path}: cannot be read to its end ({error}); "

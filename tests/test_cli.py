@@ -71,10 +71,16 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         ([], 2, "Missing command"),
         (["prodict"], 2, "No such command 'prodict'"),
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
+        (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision\)\. See `virn"),
         (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
         (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
         (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
         (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),
+        (
+            ["predict", "a.fa", "-o", "o", "--model", "mini", "--min-viral-fraction", "0"],
+            2,
+            "^virnucpro: --min-viral-fraction 0.0: give a fraction above 0",
+        ),
         (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
         (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),
         (["models", "import", "mine"], 2, "Missing option"),
@@ -84,6 +90,20 @@ def test_cli_bad_usage_is_one_sentence(
     tmp_path: Path, arguments: list[str], code: int, pattern: str
 ) -> None:
     assert_refused(virnucpro(*arguments, cwd=tmp_path), code, pattern)
+
+
+@pytest.mark.parametrize(("output", "says"), [("a.fa", "exists"), ("a.fa/out", "Not a directory")])
+def test_cli_output_that_is_in_the_way_exits_2(tmp_path: Path, output: str, says: str) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGT\n")
+    run = virnucpro("split", "a.fa", "-o", output, cwd=tmp_path)
+    assert_refused(run, 2, rf"^virnucpro: {output}: .*{says}; give another path\.$")
+
+
+def test_cli_output_that_is_a_folder_is_named_as_given(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGT\n")
+    (tmp_path / "here").mkdir()
+    run = virnucpro("translate", "a.fa", "-o", "here", "--window", 500, cwd=tmp_path)
+    assert_refused(run, 2, r"^virnucpro: here: Is a directory; give another path\.$")
 
 
 def test_cli_help_and_version_need_no_torch() -> None:

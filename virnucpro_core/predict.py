@@ -14,7 +14,7 @@ from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.models.store import resolve_model
 from virnucpro_core.models.validations import require
-from virnucpro_core.results.calls import MIN_VIRAL_FRACTION
+from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, require_fraction
 from virnucpro_core.results.classify import classify
 from virnucpro_core.results.report import write_report
 from virnucpro_core.sequences.split import split
@@ -56,7 +56,8 @@ def predict(
             )
     out = Path(output)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
-    places = parse_devices(devices)  # what is not there is refused before anything is done
+    require_fraction(min_viral_fraction)  # this and what is not there: before anything is done
+    places = parse_devices(devices)
     if precision is not None:
         require(chosen, precision, places, force=force)
     work = out / WORK

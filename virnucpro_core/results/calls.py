@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from virnucpro_core.errors import InputError
 from virnucpro_core.sequences.windows import Int64Array, windows
 
 MIN_VIRAL_FRACTION = 0.5
@@ -37,6 +38,14 @@ Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 _CODON = re.compile("[ACGTacgt]{3}")
+
+
+def require_fraction(min_viral_fraction: float) -> None:
+    """Raise InputError for a share that would call no contig, or every one."""
+    if not 0 < min_viral_fraction <= 1:
+        raise InputError(
+            f"--min-viral-fraction {min_viral_fraction}: give a fraction above 0, at most 1."
+        )
 
 
 def frame_is_virus(scores: Float32Array) -> BoolArray:

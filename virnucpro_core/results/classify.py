@@ -27,6 +27,7 @@ from virnucpro_core.results.calls import (
     WindowCalls,
     call_contigs,
     frame_is_virus,
+    require_fraction,
 )
 from virnucpro_core.results.tables import ResultFiles
 from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
@@ -206,10 +207,7 @@ def classify(
     parts do not belong together or an embedding is not finite, ModelError when the classifier
     does not load or takes embeddings of another width.
     """
-    if not 0 < min_viral_fraction <= 1:
-        raise InputError(
-            f"--min-viral-fraction {min_viral_fraction}: give a fraction above 0, at most 1."
-        )
+    require_fraction(min_viral_fraction)
     source = EmbeddingFile(embeddings)
     _check_made_for(source, model)
     classifier = load_classifier(model.classifier)

@@ -34,6 +34,9 @@ def checkParameters(params, schema) {
         if (rule.pattern && !(value.toString() ==~ rule.pattern)) {
             error("--${name} ${value}: this does not fit. ${rule.description}.")
         }
+        if (rule.exclusiveMinimum != null && value <= rule.exclusiveMinimum) {
+            error("--${name} ${value}: give more than ${rule.exclusiveMinimum}.")
+        }
         if (rule.minimum != null && value < rule.minimum) {
             error("--${name} ${value}: give ${rule.minimum} or more.")
         }

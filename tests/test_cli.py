@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -178,6 +179,14 @@ def test_predict_from_python_gives_the_table_of_contigs(
         "reason",
     ]
     assert set(table["call"].to_pylist()) <= {"virus", "other", "no_call"}
+
+
+def test_predict_sample_is_named_like_the_file_as_the_pipeline_does(tmp_path: Path) -> None:
+    fasta = tmp_path / "E.coli_run1.fasta.gz"
+    fasta.write_bytes(gzip.compress(b">a\nAC\n"))
+    vnp.predict(fasta, output=tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["sample"] == "E.coli_run1"
 
 
 def test_predict_from_python_refuses_with_the_sentence_of_the_command(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
         (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
+        (["--models_dir", "gone"], "--models_dir gone: no such folder"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),
     ],

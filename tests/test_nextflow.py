@@ -130,6 +130,13 @@ def test_report_names_both_samples(results: Path) -> None:
     assert "others" in page
 
 
+def test_report_links_lead_to_the_published_tables(results: Path) -> None:
+    page = results / "report" / "report.html"
+    links = set(re.findall(r'href="([^"]*contigs\.tsv)"', page.read_text()))
+    assert len(links) == 2
+    assert all((page.parent / link).exists() for link in links)
+
+
 def test_last_words_tell_what_was_found_and_where(launched: Path) -> None:
     said = (launched / "said.txt").read_text()
     assert re.search(r"phages: \d+ of 10 contigs are viral, \d+ without a call", said)

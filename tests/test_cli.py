@@ -84,6 +84,11 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         ),
         (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
         (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),
+        (
+            ["train", "--virus", "a.fa", "--other", "a.fa", "-o", "o", "--device", "tpu"],
+            2,
+            "'tpu' is not known",
+        ),
         (["models", "import", "mine"], 2, "Missing option"),
     ],
 )

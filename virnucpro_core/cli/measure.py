@@ -124,6 +124,7 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.train import train
 
     record = train(
@@ -133,7 +134,7 @@ def train(
         unlabelled=unlabelled or [],
         window=window,
         seed=seed,
-        device=device,
+        device=str(parse_devices(device)[0]),
     )
     typer.echo(json.dumps(record["test"], indent=2))
 

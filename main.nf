@@ -13,6 +13,9 @@ workflow {
     checkParameters(params, schema)
 
     def samples = readInput(params.input)
+    if (params.models_dir && !file(params.models_dir).exists()) {
+        error("--models_dir ${params.models_dir}: no such folder; check the path.")
+    }
     if (params.device == 'cpu' && workflow.profile.tokenize(',').contains('gpu')) {
         log.warn("-profile gpu asks for GPUs, and --device cpu leaves them idle: drop one of the two.")
     }
@@ -24,7 +27,7 @@ workflow {
 
     FASTA_CLASSIFY_VIRNUCPRO(
         channel.fromList(samples),
-        channel.value([params.model, params.models_dir ? file(params.models_dir, checkIfExists: true) : []]),
+        channel.value([params.model, params.models_dir ? file(params.models_dir) : []]),
     )
 
     def versions = """\
@@ -43,11 +46,14 @@ workflow {
 
     def run = workflow // event handlers do not see `workflow` itself
     def outdir = params.outdir
+    def leavesOut = params.on_bad_sample == 'skip'
     def trace = nextflow.Global.session.config.trace // as configured, or as -with-trace says
     workflow.onComplete {
         def missing = samples.collect { meta, _fastas -> meta.id } - called
-        refusals(trace, run.workDir, run.stats.ignoredCount ? missing : []).each { sample, sentence ->
-            log.error("Sample ${sample} was left out: ${sentence}")
+        if (leavesOut) {
+            refusals(trace, run.workDir, run.stats.ignoredCount ? missing : []).each { sample, sentence ->
+                log.error("Sample ${sample} was left out: ${sentence}")
+            }
         }
         if (run.success) {
             log.info(summary(called.sort(), outdir, run.stats, run.duration))

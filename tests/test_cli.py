@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -71,12 +72,23 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         ([], 2, "Missing command"),
         (["prodict"], 2, "No such command 'prodict'"),
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
+        (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision\)\. See `virn"),
         (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
         (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
         (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
         (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),
+        (
+            ["predict", "a.fa", "-o", "o", "--model", "mini", "--min-viral-fraction", "0"],
+            2,
+            "^virnucpro: --min-viral-fraction 0.0: give a fraction above 0",
+        ),
         (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
         (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),
+        (
+            ["train", "--virus", "a.fa", "--other", "a.fa", "-o", "o", "--device", "tpu"],
+            2,
+            "'tpu' is not known",
+        ),
         (["models", "import", "mine"], 2, "Missing option"),
     ],
 )
@@ -84,6 +96,20 @@ def test_cli_bad_usage_is_one_sentence(
     tmp_path: Path, arguments: list[str], code: int, pattern: str
 ) -> None:
     assert_refused(virnucpro(*arguments, cwd=tmp_path), code, pattern)
+
+
+@pytest.mark.parametrize(("output", "says"), [("a.fa", "exists"), ("a.fa/out", "Not a directory")])
+def test_cli_output_that_is_in_the_way_exits_2(tmp_path: Path, output: str, says: str) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGT\n")
+    run = virnucpro("split", "a.fa", "-o", output, cwd=tmp_path)
+    assert_refused(run, 2, rf"^virnucpro: {output}: .*{says}; give another path\.$")
+
+
+def test_cli_output_that_is_a_folder_is_named_as_given(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nACGT\n")
+    (tmp_path / "here").mkdir()
+    run = virnucpro("translate", "a.fa", "-o", "here", "--window", 500, cwd=tmp_path)
+    assert_refused(run, 2, r"^virnucpro: here: Is a directory; give another path\.$")
 
 
 def test_cli_help_and_version_need_no_torch() -> None:
@@ -158,6 +184,14 @@ def test_predict_from_python_gives_the_table_of_contigs(
         "reason",
     ]
     assert set(table["call"].to_pylist()) <= {"virus", "other", "no_call"}
+
+
+def test_predict_sample_is_named_like_the_file_as_the_pipeline_does(tmp_path: Path) -> None:
+    fasta = tmp_path / "E.coli_run1.fasta.gz"
+    fasta.write_bytes(gzip.compress(b">a\nAC\n"))
+    vnp.predict(fasta, output=tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["sample"] == "E.coli_run1"
 
 
 def test_predict_from_python_refuses_with_the_sentence_of_the_command(tmp_path: Path) -> None:

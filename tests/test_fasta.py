@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
 import os
@@ -77,7 +78,7 @@ def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
         (b">a\nAC\n>b\nAC\n>a\nGT\n", "line 5", "appears twice"),
         (b">a\nAC\n>\nGT\n", "line 3", "no id"),
         (b">a\xff\nAC\n", "line 1", "not UTF-8"),
-        (b">a\rACGT\r>b\rACGT\r", "", "carriage returns"),
+        (b">a\rACGT\r>b\rACGT\r", "line 1", "old Mac"),
         (gzip.compress(TEXT * 50)[:-20], "", "truncated or damaged"),
         (bz2.compress(TEXT)[:-8], "", "truncated or damaged"),
         (lzma.compress(TEXT)[:-8], "", "truncated or damaged"),
@@ -105,6 +106,23 @@ def test_read_fasta_same_id_in_two_files_is_refused(tmp_path: Path) -> None:
         path.write_text(">same\nACGT\n")
     with pytest.raises(InputError, match=r"2\.fa, line 1: contig id 'same' appears twice"):
         list(read_fasta(paths))
+
+
+def test_read_fasta_byte_order_mark_is_no_part_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "contigs.fa"
+    path.write_bytes(codecs.BOM_UTF8 + TEXT)
+    assert list(read_fasta([path])) == CONTIGS
+
+
+def test_read_fasta_file_of_somebody_else_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read all
+    with pytest.raises(InputError, match=r"contigs\.fa: may not be read; ask its owner"):
+        list(read_fasta([tmp_path / "contigs.fa"]))
 
 
 @pytest.mark.parametrize(("name", "says"), [("absent.fa", "no such file"), (".", "is a folder")])

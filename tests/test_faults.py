@@ -151,6 +151,7 @@ def test_on_bad_sample_stop_ends_the_run(ten_samples: Path) -> None:
     run = pipeline(ten_samples, "--input", "sheet.csv", "--on_bad_sample", "stop")
     assert run.returncode != 0
     assert "s6.fa, line 2: 'L' is no nucleotide" in run.stdout
+    assert "was left out" not in run.stdout
     assert not list((ten_samples / "results").glob("report/report.html"))
 
 

@@ -130,6 +130,13 @@ def test_report_names_both_samples(results: Path) -> None:
     assert "others" in page
 
 
+def test_report_links_lead_to_the_published_tables(results: Path) -> None:
+    page = results / "report" / "report.html"
+    links = set(re.findall(r'href="([^"]*contigs\.tsv)"', page.read_text()))
+    assert len(links) == 2
+    assert all((page.parent / link).exists() for link in links)
+
+
 def test_last_words_tell_what_was_found_and_where(launched: Path) -> None:
     said = (launched / "said.txt").read_text()
     assert re.search(r"phages: \d+ of 10 contigs are viral, \d+ without a call", said)
@@ -181,6 +188,8 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
         (["--outdr", "x"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
+        (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
+        (["--models_dir", "gone"], "--models_dir gone: no such folder"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),
     ],
@@ -201,6 +210,7 @@ def test_bad_parameter_is_refused_before_anything_runs(
         ("sample,fasta\n", "line 2: no samples"),
         ("sample,fasta\na,here.fa\nb\n", "line 3: expected two cells, sample and fasta; got 'b'."),
         ("sample,fasta\na,gone.fa\n", "line 2: no such file"),
+        ("\ufeffsample,fasta\r\na,*.fa\r\n", "line 2: no such file"),
         ("sample,fasta\n../a,here.fa\n", "line 2: '../a' can't name a folder"),
         ("sample,fasta\nreport,here.fa\n", "line 2: 'report' can't name a folder"),
     ],

@@ -194,6 +194,17 @@ def test_several_samples_are_told_apart(tmp_path: Path) -> None:
     assert "fp32" in page.words
 
 
+def test_report_memory_of_several_samples_is_the_most_of_them(tmp_path: Path) -> None:
+    on = {"device": "CPU", "precision": "fp32", "tasks": 1}
+    folders = [
+        classified(tmp_path / name, ROWS, name, embedded_on=[{**on, "peak_bytes": gib << 30}])
+        for name, gib in (("one", 2), ("two", 3))
+    ]
+    write_report(folders, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "<dd>CPU, fp32, at most 3.0 GiB</dd>" in page
+
+
 def test_the_table_holds_the_best_contigs_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     scores = rng.random(3 * LISTED).round(6).tolist()

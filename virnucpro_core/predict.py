@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,8 @@ from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
 WORK = ".work"
+_ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
+"""What a sample's name, made of its file's, goes without."""
 
 
 def predict(
@@ -74,7 +77,7 @@ def predict(
             contigs,
             out,
             chosen,
-            sample=paths[0].name.split(".")[0],
+            sample=_ENDING.sub("", paths[0].name),
             min_viral_fraction=min_viral_fraction,
         )
         write_report([out], out / "report.html")

@@ -51,10 +51,16 @@ def main() -> None:
     except TyperException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "virnucpro"
-        print(f"{where}: {error.format_message()} See `{where} --help`.", file=sys.stderr)
+        message = error.format_message()
+        end = "" if message.endswith((".", "?")) else "."
+        print(f"{where}: {message}{end} See `{where} --help`.", file=sys.stderr)
         code = 2
     except typer.Abort:
         code = 1
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        path = error.filename2 or error.filename  # the second is the one that was asked for
+        print(f"virnucpro: {path}: {error.strerror}; give another path.", file=sys.stderr)
+        code = 2
     except OSError as error:
         print(f"virnucpro: {error}", file=sys.stderr)
         code = 1

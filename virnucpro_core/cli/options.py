@@ -59,7 +59,7 @@ DeviceClassOption = Annotated[
 ]
 MinViralFraction = Annotated[
     float,
-    typer.Option(min=0.0, max=1.0, help="Share of a contig's windows that makes it a virus."),
+    typer.Option(help="Share of a contig's windows with a frame that makes it a virus; above 0."),
 ]
 
 

@@ -104,14 +104,17 @@ def _made_by(samples: Sequence[_Sample]) -> list[dict[str, Any]]:
     ways: dict[str, dict[str, Any]] = {}
     for sample in samples:
         facts = {key: sample.summary[key] for key in MADE_BY}
-        way = ways.setdefault(json.dumps(facts, sort_keys=True), {**facts, "samples": []})
+        key = json.dumps(facts, sort_keys=True)
+        way = ways.setdefault(key, {**facts, "samples": [], "embedded_on": {}})
         way["samples"].append(sample.name)
-        way.setdefault("embedded_on", []).extend(
-            f"{one['device']}, {one['precision']}, at most {one['peak_bytes'] / 2**30:.1f} GiB"
-            for one in sample.summary.get("embedded_on", ())
-        )
+        for one in sample.summary.get("embedded_on", ()):
+            on = f"{one['device']}, {one['precision']}"
+            way["embedded_on"][on] = max(way["embedded_on"].get(on, 0), one["peak_bytes"])
     for way in ways.values():
-        way["embedded_on"] = sorted(set(way["embedded_on"]))
+        way["embedded_on"] = [
+            f"{on}, at most {peak / 2**30:.1f} GiB"
+            for on, peak in sorted(way["embedded_on"].items())
+        ]
     return list(ways.values())
 
 

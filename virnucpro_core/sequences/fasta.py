@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -42,7 +43,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
     BufferedReader iterates over lines in C, GzipFile does not.
     """
-    with io.BufferedReader(io.FileIO(path), buffer_size=1 << 20) as handle:
+    with io.BufferedReader(path.open("rb", buffering=0), buffer_size=1 << 20) as handle:
         magic = handle.peek(6)
         if not magic:
             raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
@@ -52,6 +53,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
                 with io.BufferedReader(raw, buffer_size=1 << 20) as lines:
                     yield lines
                 return
+        if magic.startswith(codecs.BOM_UTF8):  # Windows editors put it before the first '>'
+            handle.read(len(codecs.BOM_UTF8))
         yield handle
 
 
@@ -75,8 +78,10 @@ def _contig(path: Path, line: int, header: bytes, lines: list[bytes]) -> Contig:
     sequence = b"".join(lines).translate(None, _BLANKS)
     if sequence.translate(None, _NUCLEOTIDES):
         raise _refuse_letter(path, line + 1, lines)
-    if b"\r" in header.rstrip():
-        raise InputError(f"{path}: its lines end in carriage returns alone; write line feeds.")
+    if b"\r" in header.rstrip():  # all of the file would be this one header
+        raise InputError(
+            f"{path}, line {line}: its lines end as on an old Mac; convert them: tr '\\r' '\\n'."
+        )
     try:
         words = header[1:].decode().split(None, 1)
     except UnicodeDecodeError:
@@ -131,6 +136,8 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
             raise InputError(f"{path}: no such file; check the path.") from None
         except IsADirectoryError:
             raise InputError(f"{path}: is a folder; name the FASTA files in it.") from None
+        except PermissionError:
+            raise InputError(f"{path}: may not be read; ask its owner for permission.") from None
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise InputError(
                 f"{path}: cannot be read to its end ({error}); "

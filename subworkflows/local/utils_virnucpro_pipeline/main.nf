@@ -34,6 +34,9 @@ def checkParameters(params, schema) {
         if (rule.pattern && !(value.toString() ==~ rule.pattern)) {
             error("--${name} ${value}: this does not fit. ${rule.description}.")
         }
+        if (rule.exclusiveMinimum != null && value <= rule.exclusiveMinimum) {
+            error("--${name} ${value}: give more than ${rule.exclusiveMinimum}.")
+        }
         if (rule.minimum != null && value < rule.minimum) {
             error("--${name} ${value}: give ${rule.minimum} or more.")
         }
@@ -69,10 +72,11 @@ def readInput(input) {
         error("--input is missing: give a FASTA file, a quoted glob or ${sheet}.")
     }
     if (input.toString().endsWith('.csv')) {
-        return readSheet(file(input.toString()))
+        return readSheet(file(input.toString(), glob: false))
     }
-    def found = [file(input.toString())].flatten()
-    if (!found || !found[0].exists()) {
+    // What matches no file as a glob may be the name of one: contigs[1].fa
+    def found = [file(input.toString())].flatten() ?: [file(input.toString(), glob: false)]
+    if (!found[0].exists()) {
         error("--input ${input}: no such file; check the path (a glob needs quotes).")
     }
     def samples = found.collect { fasta -> [[id: sampleName(fasta)], [fasta]] }
@@ -110,7 +114,8 @@ def readSheet(sheet) {
             def reserved = reservedNames().join(', ')
             error("${sheet} line ${number}: '${id}' can't name a folder; use letters, digits and ._-, none of ${reserved}.")
         }
-        def fasta = path.startsWith('/') || path.contains('://') ? file(path) : file("${sheet.parent}/${path}")
+        def absolute = path.startsWith('/') || path.contains('://')
+        def fasta = file(absolute ? path : "${sheet.parent}/${path}", glob: false)
         if (!fasta.exists()) {
             error("${sheet} line ${number}: no such file ${fasta}; paths are relative to the sheet.")
         }
@@ -119,9 +124,9 @@ def readSheet(sheet) {
     return samples.collect { id, fastas -> [[id: id], fastas] }
 }
 
-/** The cells of a line of a sheet. A sheet has plain names and paths: quotes are dropped, not parsed. */
+/** The cells of a line of a sheet. It has plain names and paths: quotes, and Excel's mark of UTF-8, are dropped. */
 def cells(line) {
-    return line.replace('"', '').split(',', -1).collect { cell -> cell.trim() }
+    return line.replaceAll('["\\uFEFF]', '').split(',', -1).collect { cell -> cell.trim() }
 }
 
 /** What stands beside the samples' folders, in the results or in a task. */

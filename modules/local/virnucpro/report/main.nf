@@ -11,20 +11,22 @@ process VIRNUCPRO_REPORT {
     tuple val(meta), path(results)
 
     output:
-    tuple val(meta), path("${prefix}.html"), emit: report
-    tuple val(meta), path('*_mqc.json')    , emit: multiqc
+    tuple val(meta), path("report/${prefix}.html"), emit: report
+    tuple val(meta), path('report/*_mqc.json')    , emit: multiqc
     tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
 
     script:
     def args = task.ext.args ?: ''
     prefix = task.ext.prefix ?: "${meta.id}"
+    // In a folder beside those of the samples, as it is published: the page links to their tables.
     """
-    virnucpro report ${args} ${results} -o ${prefix}.html
+    virnucpro report ${args} ${results} -o report/${prefix}.html
     """
 
     stub:
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    touch ${prefix}.html virnucpro_mqc.json virnucpro_calls_mqc.json
+    mkdir report
+    touch report/${prefix}.html report/virnucpro_mqc.json report/virnucpro_calls_mqc.json
     """
 }

@@ -8,8 +8,11 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -211,6 +214,27 @@ def test_bad_sheet_is_refused_with_its_line(sheet: str, sentence: str, tmp_path:
     run = pipeline(tmp_path, "--input", "sheet.csv")
     assert run.returncode != 0
     assert f"sheet.csv {sentence}" in run.stdout
+
+
+def test_sheet_of_a_spreadsheet_and_odd_file_names_is_read(tmp_path: Path) -> None:
+    """A byte order mark, Windows line ends, and what would be a glob elsewhere."""
+    (tmp_path / "run [1] of *.fa").write_text(">c\nACGT\n")
+    (tmp_path / "sheet.csv").write_bytes("\ufeffsample,fasta\r\na,run [1] of *.fa\r\n".encode())
+    run = pipeline(tmp_path, "-stub", "--input", "sheet.csv")
+    assert run.returncode == 0, run.stdout
+    assert (tmp_path / "results" / "a" / "contigs.tsv").exists()
+
+
+def test_paths_of_a_remote_sheet_are_relative_to_it(tmp_path: Path) -> None:
+    """A stand-in for a bucket: there too, the text of a path says only half of where it lies."""
+    (tmp_path / "s.csv").write_text("sample,fasta\na,fasta/a.fa\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        run = pipeline(tmp_path, "-stub", "--input", f"{address}/s.csv")
+        server.shutdown()
+    assert f"s.csv line 2: no such file {address}/fasta/a.fa" in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def readSheet(sheet) {
     if (!sheet.exists()) {
         error("--input ${sheet}: no such file; check the path.")
     }
-    def rows = sheet.readLines().withIndex(1).findAll { line, _number -> line.trim() }
+    // A spreadsheet may put a byte order mark in front.
+    def rows = sheet.text.replace('\uFEFF', '').readLines().withIndex(1).findAll { line, _number -> line.trim() }
     if (!rows || cells(rows[0][0]) != ['sample', 'fasta']) {
         error("${sheet} line 1: the columns must be sample,fasta; put that header on the first line.")
     }
@@ -110,9 +111,11 @@ def readSheet(sheet) {
             def reserved = reservedNames().join(', ')
             error("${sheet} line ${number}: '${id}' can't name a folder; use letters, digits and ._-, none of ${reserved}.")
         }
-        def fasta = path.startsWith('/') || path.contains('://') ? file(path) : file("${sheet.parent}/${path}")
+        // Not through the sheet's path as text: that of a bucket lacks the bucket.
+        def whole = path.startsWith('/') || path.contains('://')
+        def fasta = whole ? file(path, glob: false) : sheet.resolveSibling(path)
         if (!fasta.exists()) {
-            error("${sheet} line ${number}: no such file ${fasta}; paths are relative to the sheet.")
+            error("${sheet} line ${number}: no such file ${fasta.toUriString()}; paths are relative to the sheet.")
         }
         samples.get(id, []) << fasta
     }
@@ -173,7 +176,7 @@ def refusals(trace, workDir, missing) {
         .collect { row -> [lines.head(), row].transpose().collectEntries() }
         .findAll { row -> row.status == 'FAILED' && row.exit == '2' && row.name ==~ /.*SPLIT \(.*\)/ && row.hash }
         .collectEntries { row ->
-            def said = files("${workDir}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
+            def said = files("${workDir.toUriString()}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
             [row.name.replaceFirst(/.*\((.*)\)/, '$1'), said ? bare(said.last()) : whereToLook()]
         }
     return told ?: missing.collectEntries { sample -> [sample, whereToLook()] }

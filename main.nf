@@ -10,7 +10,7 @@ workflow {
         println(helpText(schema))
         return
     }
-    checkParameters(params, schema)
+    checkParameters(params, schema, workflow.commandLine)
 
     def samples = readInput(params.input)
     if (params.device == 'cpu' && workflow.profile.tokenize(',').contains('gpu')) {

@@ -184,6 +184,8 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
         (["--outdr", "x"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
+        (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
+        (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),
     ],
@@ -191,10 +193,21 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
 def test_bad_parameter_is_refused_before_anything_runs(
     words: list[str], sentence: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "typo.yml").write_text("outdr: x\n")
     run = pipeline(tmp_path, *words)
     assert run.returncode != 0
     assert sentence in run.stdout
     assert "Submitted process" not in run.stdout
+
+
+def test_parameters_of_an_institutions_configuration_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "site.config").write_text(
+        "params { config_profile_contact = 'me'\n max_memory = 64.GB }\n"
+    )
+    words = ["-c", "site.config", "-stub", "--outdir", "there", "--device=cpu"]
+    run = pipeline(tmp_path, *words)
+    assert run.returncode == 0, run.stdout
+    assert "mean nothing here: config_profile_contact, max_memory." in run.stdout
 
 
 @pytest.mark.parametrize(

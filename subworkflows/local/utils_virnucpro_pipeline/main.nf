@@ -6,18 +6,25 @@ def schemaProperties(schema) {
     return groups.values().collectEntries { group -> group.properties }
 }
 
-/** Refuses parameters that the schema does not know or whose value it does not allow. */
-def checkParameters(params, schema) {
+/**
+ * Refuses parameters that the schema does not know or whose value it does not allow. Of those that only a
+ * configuration sets it warns: an institution's has parameters of its own.
+ */
+def checkParameters(params, schema, commandLine) {
     def properties = schemaProperties(schema)
     def unknown = params.keySet() - properties.keySet()
-    if (unknown) {
-        def name = unknown.first()
-        def nearest = properties.keySet().collect { known -> bareName(known) }.closest(bareName(name))
+    def given = givenParameters(commandLine)
+    def wrong = unknown.find { key -> bareName(key) in given }
+    if (wrong) {
+        def nearest = properties.keySet().collect { known -> bareName(known) }.closest(bareName(wrong))
         def meant = properties.keySet().find { known -> bareName(known) in nearest }
-        error("Unknown parameter --${name}: ${meant ? "did you mean --${meant}? " : ''}See --help.")
+        error("Unknown parameter --${wrong}: ${meant ? "did you mean --${meant}? " : ''}See --help.")
+    }
+    if (unknown) {
+        log.warn("Parameters of a configuration that mean nothing here: ${unknown.sort().join(', ')}.")
     }
 
-    params.findAll { _name, value -> value != null }.each { name, value ->
+    params.subMap(properties.keySet()).findAll { _name, value -> value != null }.each { name, value ->
         def rule = properties[name]
         def fits = [
             string: !(value instanceof Boolean), // a name can look like a number
@@ -34,6 +41,9 @@ def checkParameters(params, schema) {
         if (rule.pattern && !(value.toString() ==~ rule.pattern)) {
             error("--${name} ${value}: this does not fit. ${rule.description}.")
         }
+        if (rule.exclusiveMinimum != null && value <= rule.exclusiveMinimum) {
+            error("--${name} ${value}: give more than ${rule.exclusiveMinimum}.")
+        }
         if (rule.minimum != null && value < rule.minimum) {
             error("--${name} ${value}: give ${rule.minimum} or more.")
         }
@@ -41,6 +51,14 @@ def checkParameters(params, schema) {
             error("--${name} ${value}: give ${rule.maximum} or less.")
         }
     }
+}
+
+/** The bare names, and other words, of a command line's parameters and of the file of parameters that it names. */
+def givenParameters(commandLine) {
+    def words = commandLine.replaceAll(/['"]/, '').tokenize(' ')
+    def listed = '-params-file' in words ? file(words[words.indexOf('-params-file') + 1]) : null
+    def said = words.findAll { word -> word.startsWith('--') } + (listed?.exists() ? listed.readLines() : [])
+    return said.join(' ').split(/[^\w-]+/).collect { word -> bareName(word) }
 }
 
 /** Nextflow makes --shardBp of --shard-bp, and either stands for --shard_bp. */

@@ -185,6 +185,8 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
         (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
+        (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
+        (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
         (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),

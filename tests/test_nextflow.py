@@ -153,12 +153,32 @@ def test_software_versions_are_told(results: Path) -> None:
 
 
 def test_resume_repeats_only_what_the_change_touches(launched: Path) -> None:
-    run = pipeline(launched, "--outdir", "again", "--min_viral_fraction", "0.9", "-resume")
+    """Where checkpoints are kept touches nothing."""
+    words = ["--min_viral_fraction", "0.9", "--checkpoint_dir", "kept"]
+    run = pipeline(launched, "--outdir", "again", *words, "-resume")
     assert run.returncode == 0, run.stdout
     first = tasks(launched / "results", "COMPLETED")
     cached, repeated = (tasks(launched / "again", status) for status in ("CACHED", "COMPLETED"))
     assert repeated == {"CLASSIFY": 2, "REPORT": 1}
     assert cached == first - repeated
+
+
+def test_resume_after_a_model_was_imported_repeats_what_it_computed(tmp_path: Path) -> None:
+    """Stub runs: the second beside a new model, the third with a model imported again."""
+    models = tmp_path / "models"
+    shutil.copytree(Path(vnp.__file__).parent / "mini", models / "own")
+
+    def run() -> Counter[str]:
+        words = ["--model", "own", "--models_dir", "models", "-stub", "-resume"]
+        done = pipeline(tmp_path, *words)
+        assert done.returncode == 0, done.stdout
+        return tasks(tmp_path / "results", "COMPLETED")
+
+    assert run()["EMBED"] == 2
+    (models / "another").mkdir()
+    assert not run()
+    (models / "own" / "imported").touch()
+    assert run() == {"TRANSLATE": 2, "EMBED": 2, "MERGE": 2, "CLASSIFY": 2, "REPORT": 1}
 
 
 def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ process VIRNUCPRO_CLASSIFY {
 
     input:
     tuple val(meta), path(contigs), path(frames, stageAs: 'frames/*', arity: '1..*'), path(shards, stageAs: 'shards/*', arity: '1..*'), path(embeddings)
-    tuple val(model), path(models_dir, stageAs: 'models')
+    tuple val(model), path(model_dir, stageAs: 'models/*')
 
     output:
     tuple val(meta), path("${prefix}")                                        , emit: results
@@ -24,7 +24,7 @@ process VIRNUCPRO_CLASSIFY {
 
     script:
     def args = task.ext.args ?: ''
-    def store = models_dir ? "--models-dir ${models_dir}" : ''
+    def store = model_dir ? '--models-dir models' : ''
     def tables = frames.collect { table -> "--frames ${table}" }.join(' ')
     prefix = task.ext.prefix ?: "${meta.id}"
     """

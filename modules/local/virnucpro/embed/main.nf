@@ -1,5 +1,6 @@
 process VIRNUCPRO_EMBED {
     tag "${meta.id}"
+    label 'process_medium'
     label 'process_gpu'
 
     conda "${moduleDir}/environment.yml"

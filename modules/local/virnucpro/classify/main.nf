@@ -25,11 +25,10 @@ process VIRNUCPRO_CLASSIFY {
     script:
     def args = task.ext.args ?: ''
     def store = model_dir ? '--models-dir models' : ''
-    def tables = frames.collect { table -> "--frames ${table}" }.join(' ')
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     virnucpro classify ${args} --model ${model} ${store} --sample ${meta.id} \\
-        ${embeddings} ${tables} --contigs ${contigs} -o ${prefix}
+        ${embeddings} --frames frames --contigs ${contigs} -o ${prefix}
     """
 
     stub:

@@ -10,7 +10,7 @@ workflow {
         println(helpText(schema))
         return
     }
-    checkParameters(params, schema)
+    checkParameters(params, schema, workflow.commandLine)
 
     def samples = readInput(params.input)
     if (params.models_dir && !file(params.models_dir).exists()) {

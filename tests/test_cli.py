@@ -133,7 +133,8 @@ def test_cli_stage_by_stage_gives_what_predict_gives(
     assert virnucpro("split", edge, "-o", work, "--shard-bp", 9_000).returncode == 0
     shards, frames = [], []
     for piece in sorted(work.glob("piece_*.fasta")):
-        table, shard = piece.with_suffix(".parquet"), piece.with_suffix(".h5")
+        table, shard = (work / kind / piece.stem for kind in ("frames", "shards"))
+        table, shard = table.with_suffix(".parquet"), shard.with_suffix(".h5")
         assert virnucpro("translate", piece, "-o", table, *model).returncode == 0
         assert virnucpro("embed", table, "-o", shard, *model).returncode == 0
         shards.append(shard)
@@ -144,6 +145,12 @@ def test_cli_stage_by_stage_gives_what_predict_gives(
     contigs = ["--contigs", work / "contigs.parquet"]
     run = virnucpro("classify", merged, *frames, *contigs, "-o", out, *model, "--sample", "edge")
     assert run.returncode == 0, run.stderr
+    of_folders = ["--frames", work / "frames"]
+    assert virnucpro("merge", work / "shards", *of_folders, "-o", merged).returncode == 0
+    again = ["classify", merged, *of_folders, *contigs, "-o", tmp_path / "again", *model]
+    assert virnucpro(*again).returncode == 0
+    scored = [(folder / "frames.parquet").read_bytes() for folder in (out, tmp_path / "again")]
+    assert scored[0] == scored[1]
     assert {path.name for path in out.iterdir()} == OUT
     assert virnucpro("report", out, "-o", out / "report.html").returncode == 0
 

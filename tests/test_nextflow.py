@@ -8,8 +8,11 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -157,12 +160,32 @@ def test_software_versions_are_told(results: Path) -> None:
 
 
 def test_resume_repeats_only_what_the_change_touches(launched: Path) -> None:
-    run = pipeline(launched, "--outdir", "again", "--min_viral_fraction", "0.9", "-resume")
+    """Where checkpoints are kept touches nothing."""
+    words = ["--min_viral_fraction", "0.9", "--checkpoint_dir", "kept"]
+    run = pipeline(launched, "--outdir", "again", *words, "-resume")
     assert run.returncode == 0, run.stdout
     first = tasks(launched / "results", "COMPLETED")
     cached, repeated = (tasks(launched / "again", status) for status in ("CACHED", "COMPLETED"))
     assert repeated == {"CLASSIFY": 2, "REPORT": 1}
     assert cached == first - repeated
+
+
+def test_resume_after_a_model_was_imported_repeats_what_it_computed(tmp_path: Path) -> None:
+    """Stub runs: the second beside a new model, the third with a model imported again."""
+    models = tmp_path / "models"
+    shutil.copytree(Path(vnp.__file__).parent / "mini", models / "own")
+
+    def run() -> Counter[str]:
+        words = ["--model", "own", "--models_dir", "models", "-stub", "-resume"]
+        done = pipeline(tmp_path, *words)
+        assert done.returncode == 0, done.stdout
+        return tasks(tmp_path / "results", "COMPLETED")
+
+    assert run()["EMBED"] == 2
+    (models / "another").mkdir()
+    assert not run()
+    (models / "own" / "imported").touch()
+    assert run() == {"TRANSLATE": 2, "EMBED": 2, "MERGE": 2, "CLASSIFY": 2, "REPORT": 1}
 
 
 def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> None:
@@ -190,6 +213,9 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
         (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
         (["--models_dir", "gone"], "--models_dir gone: no such folder"),
+        (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
+        (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
+        (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),
     ],
@@ -197,10 +223,21 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
 def test_bad_parameter_is_refused_before_anything_runs(
     words: list[str], sentence: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "typo.yml").write_text("outdr: x\n")
     run = pipeline(tmp_path, *words)
     assert run.returncode != 0
     assert sentence in run.stdout
     assert "Submitted process" not in run.stdout
+
+
+def test_parameters_of_an_institutions_configuration_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "site.config").write_text(
+        "params { config_profile_contact = 'me'\n max_memory = 64.GB }\n"
+    )
+    words = ["-c", "site.config", "-stub", "--outdir", "there", "--device=cpu"]
+    run = pipeline(tmp_path, *words)
+    assert run.returncode == 0, run.stdout
+    assert "mean nothing here: config_profile_contact, max_memory." in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -221,6 +258,27 @@ def test_bad_sheet_is_refused_with_its_line(sheet: str, sentence: str, tmp_path:
     run = pipeline(tmp_path, "--input", "sheet.csv")
     assert run.returncode != 0
     assert f"sheet.csv {sentence}" in run.stdout
+
+
+def test_sheet_of_a_spreadsheet_and_odd_file_names_is_read(tmp_path: Path) -> None:
+    """A byte order mark, Windows line ends, and what would be a glob elsewhere."""
+    (tmp_path / "run [1] of *.fa").write_text(">c\nACGT\n")
+    (tmp_path / "sheet.csv").write_bytes("\ufeffsample,fasta\r\na,run [1] of *.fa\r\n".encode())
+    run = pipeline(tmp_path, "-stub", "--input", "sheet.csv")
+    assert run.returncode == 0, run.stdout
+    assert (tmp_path / "results" / "a" / "contigs.tsv").exists()
+
+
+def test_paths_of_a_remote_sheet_are_relative_to_it(tmp_path: Path) -> None:
+    """A stand-in for a bucket: there too, the text of a path says only half of where it lies."""
+    (tmp_path / "s.csv").write_text("sample,fasta\na,fasta/a.fa\n")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        run = pipeline(tmp_path, "-stub", "--input", f"{address}/s.csv")
+        server.shutdown()
+    assert f"s.csv line 2: no such file {address}/fasta/a.fa" in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ PrecisionOption = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Run fp8 even where no validation was passed.")
 ]
-Frames = Annotated[list[Path], typer.Option("--frames", help="Frame table; repeat for several.")]
+Frames = Annotated[
+    list[Path], typer.Option("--frames", help="Frame table, or a folder of them; may be repeated.")
+]
 ShardBp = Annotated[
     int | None,
     typer.Option(min=1, help="Bases of a piece, about; else by --model, or 10,000,000."),

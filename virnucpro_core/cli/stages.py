@@ -132,9 +132,21 @@ def embed(
         )
 
 
+def _listed(paths: list[Path], suffix: str) -> list[Path]:
+    """The files that were named; a folder stands for those in it, in the order of their numbers.
+
+    A command line holds the names of some 15,000 files.
+    """
+    files = []
+    for path in paths:
+        found = [file for file in path.glob(f"*{suffix}") if file.is_file()] or [path]
+        files += sorted(found, key=lambda file: (len(file.name), file.name))
+    return files
+
+
 @app.command()
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Shards of embed.")],
+    shards: Annotated[list[Path], typer.Argument(help="Shards of embed, or folders of them.")],
     frames: Frames,
     output: Output,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the embeddings too.")] = False,
@@ -142,7 +154,7 @@ def merge(
     """Check a sample's shards against its frames and join them without copying embeddings."""
     from virnucpro_core.embedding.merge import merge
 
-    merge(shards, frames, output, copy=copy)
+    merge(_listed(shards, ".h5"), _listed(frames, ".parquet"), output, copy=copy)
 
 
 @app.command()
@@ -162,7 +174,7 @@ def classify(
 
     classify(
         embeddings,
-        frames,
+        _listed(frames, ".parquet"),
         contigs,
         output,
         resolve_model(model, models_dir),

@@ -11,6 +11,12 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
     ch_model // value channel: [ val(name), models_dir or [] ]
 
     main:
+    // Tasks get the one model's folder: another that comes or goes is no change for them, a new import of this one is.
+    ch_own = ch_model.map { name, models_dir ->
+        def own = models_dir ? file(models_dir).resolve(name) : null
+        [name, own?.exists() ? own : models_dir]
+    }
+
     VIRNUCPRO_SPLIT(ch_fasta)
 
     // A piece has a meta of its own, which remembers its sample and how many pieces that has.
@@ -20,8 +26,8 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
         }
     }
 
-    VIRNUCPRO_TRANSLATE(ch_pieces, ch_model)
-    VIRNUCPRO_EMBED(VIRNUCPRO_TRANSLATE.out.frames, ch_model)
+    VIRNUCPRO_TRANSLATE(ch_pieces, ch_own)
+    VIRNUCPRO_EMBED(VIRNUCPRO_TRANSLATE.out.frames, ch_own)
 
     // A sample goes on when its own last piece is embedded. Its pieces stand in input order again,
     // whichever was ready first, so that a resumed run finds the same task.
@@ -38,7 +44,7 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
 
     VIRNUCPRO_CLASSIFY(
         VIRNUCPRO_SPLIT.out.contigs.join(ch_embedded).join(VIRNUCPRO_MERGE.out.embeddings),
-        ch_model,
+        ch_own,
     )
 
     VIRNUCPRO_REPORT(

@@ -6,18 +6,25 @@ def schemaProperties(schema) {
     return groups.values().collectEntries { group -> group.properties }
 }
 
-/** Refuses parameters that the schema does not know or whose value it does not allow. */
-def checkParameters(params, schema) {
+/**
+ * Refuses parameters that the schema does not know or whose value it does not allow. Of those that only a
+ * configuration sets it warns: an institution's has parameters of its own.
+ */
+def checkParameters(params, schema, commandLine) {
     def properties = schemaProperties(schema)
     def unknown = params.keySet() - properties.keySet()
-    if (unknown) {
-        def name = unknown.first()
-        def nearest = properties.keySet().collect { known -> bareName(known) }.closest(bareName(name))
+    def given = givenParameters(commandLine)
+    def wrong = unknown.find { key -> bareName(key) in given }
+    if (wrong) {
+        def nearest = properties.keySet().collect { known -> bareName(known) }.closest(bareName(wrong))
         def meant = properties.keySet().find { known -> bareName(known) in nearest }
-        error("Unknown parameter --${name}: ${meant ? "did you mean --${meant}? " : ''}See --help.")
+        error("Unknown parameter --${wrong}: ${meant ? "did you mean --${meant}? " : ''}See --help.")
+    }
+    if (unknown) {
+        log.warn("Parameters of a configuration that mean nothing here: ${unknown.sort().join(', ')}.")
     }
 
-    params.findAll { _name, value -> value != null }.each { name, value ->
+    params.subMap(properties.keySet()).findAll { _name, value -> value != null }.each { name, value ->
         def rule = properties[name]
         def fits = [
             string: !(value instanceof Boolean), // a name can look like a number
@@ -44,6 +51,14 @@ def checkParameters(params, schema) {
             error("--${name} ${value}: give ${rule.maximum} or less.")
         }
     }
+}
+
+/** The bare names, and other words, of a command line's parameters and of the file of parameters that it names. */
+def givenParameters(commandLine) {
+    def words = commandLine.replaceAll(/['"]/, '').tokenize(' ')
+    def listed = '-params-file' in words ? file(words[words.indexOf('-params-file') + 1]) : null
+    def said = words.findAll { word -> word.startsWith('--') } + (listed?.exists() ? listed.readLines() : [])
+    return said.join(' ').split(/[^\w-]+/).collect { word -> bareName(word) }
 }
 
 /** Nextflow makes --shardBp of --shard-bp, and either stands for --shard_bp. */
@@ -96,7 +111,7 @@ def readSheet(sheet) {
     if (!sheet.exists()) {
         error("--input ${sheet}: no such file; check the path.")
     }
-    def rows = sheet.readLines().withIndex(1).findAll { line, _number -> line.trim() }
+    def rows = sheet.text.readLines().withIndex(1).findAll { line, _number -> line.trim() }
     if (!rows || cells(rows[0][0]) != ['sample', 'fasta']) {
         error("${sheet} line 1: the columns must be sample,fasta; put that header on the first line.")
     }
@@ -114,10 +129,11 @@ def readSheet(sheet) {
             def reserved = reservedNames().join(', ')
             error("${sheet} line ${number}: '${id}' can't name a folder; use letters, digits and ._-, none of ${reserved}.")
         }
-        def absolute = path.startsWith('/') || path.contains('://')
-        def fasta = file(absolute ? path : "${sheet.parent}/${path}", glob: false)
+        // Not through the sheet's path as text: that of a bucket lacks the bucket.
+        def whole = path.startsWith('/') || path.contains('://')
+        def fasta = whole ? file(path, glob: false) : sheet.resolveSibling(path)
         if (!fasta.exists()) {
-            error("${sheet} line ${number}: no such file ${fasta}; paths are relative to the sheet.")
+            error("${sheet} line ${number}: no such file ${fasta.toUriString()}; paths are relative to the sheet.")
         }
         samples.get(id, []) << fasta
     }
@@ -178,7 +194,7 @@ def refusals(trace, workDir, missing) {
         .collect { row -> [lines.head(), row].transpose().collectEntries() }
         .findAll { row -> row.status == 'FAILED' && row.exit == '2' && row.name ==~ /.*SPLIT \(.*\)/ && row.hash }
         .collectEntries { row ->
-            def said = files("${workDir}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
+            def said = files("${workDir.toUriString()}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
             [row.name.replaceFirst(/.*\((.*)\)/, '$1'), said ? bare(said.last()) : whereToLook()]
         }
     return told ?: missing.collectEntries { sample -> [sample, whereToLook()] }

@@ -9,7 +9,7 @@ process VIRNUCPRO_CLASSIFY {
 
     input:
     tuple val(meta), path(contigs), path(frames, stageAs: 'frames/*', arity: '1..*'), path(shards, stageAs: 'shards/*', arity: '1..*'), path(embeddings)
-    tuple val(model), path(models_dir, stageAs: 'models')
+    tuple val(model), path(model_dir, stageAs: 'models/*')
 
     output:
     tuple val(meta), path("${prefix}")                                        , emit: results
@@ -24,12 +24,11 @@ process VIRNUCPRO_CLASSIFY {
 
     script:
     def args = task.ext.args ?: ''
-    def store = models_dir ? "--models-dir ${models_dir}" : ''
-    def tables = frames.collect { table -> "--frames ${table}" }.join(' ')
+    def store = model_dir ? '--models-dir models' : ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     virnucpro classify ${args} --model ${model} ${store} --sample ${meta.id} \\
-        ${embeddings} ${tables} --contigs ${contigs} -o ${prefix}
+        ${embeddings} --frames frames --contigs ${contigs} -o ${prefix}
     """
 
     stub:

@@ -1,5 +1,6 @@
 process VIRNUCPRO_EMBED {
     tag "${meta.id}"
+    label 'process_medium'
     label 'process_gpu'
 
     conda "${moduleDir}/environment.yml"
@@ -9,7 +10,7 @@ process VIRNUCPRO_EMBED {
 
     input:
     tuple val(meta), path(frames)
-    tuple val(model), path(models_dir, stageAs: 'models')
+    tuple val(model), path(model_dir, stageAs: 'models/*')
 
     output:
     tuple val(meta), path("${prefix}.h5"), emit: shard
@@ -17,12 +18,16 @@ process VIRNUCPRO_EMBED {
 
     script:
     def args = task.ext.args ?: ''
-    def store = models_dir ? "--models-dir ${models_dir}" : ''
+    // What leaves the result as it is. Read this way, Nextflow keeps it out of the task's hash: no finished task is
+    // run again when it changes.
+    def way = task.ext.get('args_unhashed') ?: ''
+    def gpus = task.accelerator ? "--gpus ${task.accelerator.request}" : ''
+    def store = model_dir ? '--models-dir models' : ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     export OMP_NUM_THREADS=${task.cpus}
 
-    virnucpro embed ${args} --model ${model} ${store} ${frames} -o ${prefix}.h5
+    virnucpro embed ${args} ${way} ${gpus} --model ${model} ${store} ${frames} -o ${prefix}.h5
     """
 
     stub:

@@ -17,10 +17,9 @@ process VIRNUCPRO_MERGE {
 
     script:
     def args = task.ext.args ?: ''
-    def tables = frames.collect { table -> "--frames ${table}" }.join(' ')
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    virnucpro merge ${args} ${shards} ${tables} -o ${prefix}.h5
+    virnucpro merge ${args} shards --frames frames -o ${prefix}.h5
     """
 
     stub:

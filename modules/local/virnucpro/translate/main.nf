@@ -9,7 +9,7 @@ process VIRNUCPRO_TRANSLATE {
 
     input:
     tuple val(meta), path(fasta)
-    tuple val(model), path(models_dir, stageAs: 'models')
+    tuple val(model), path(model_dir, stageAs: 'models/*')
 
     output:
     tuple val(meta), path("${prefix}.parquet"), emit: frames
@@ -17,7 +17,7 @@ process VIRNUCPRO_TRANSLATE {
 
     script:
     def args = task.ext.args ?: ''
-    def store = models_dir ? "--models-dir ${models_dir}" : ''
+    def store = model_dir ? '--models-dir models' : ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     virnucpro translate ${args} --model ${model} ${store} ${fasta} -o ${prefix}.parquet

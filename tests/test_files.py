@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from test_cli import assert_refused, virnucpro
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError
+from virnucpro_core.files import written_aside
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
@@ -93,3 +97,16 @@ def test_table_damaged_within_is_refused(sample: Sample, table: str) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{path.name}: is damaged"):
         sample.classify()
+
+
+def test_written_aside_folder_that_cannot_be_synced_keeps_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with written_aside(tmp_path / "out.txt") as aside:
+        aside.write_text("whole")
+    assert (tmp_path / "out.txt").read_text() == "whole"

@@ -89,7 +89,8 @@ def _lock(device: torch.device, held: ExitStack) -> bool:
         file = os.open(path, os.O_RDONLY)  # another user's may be opened, not created
     except FileNotFoundError:
         file = os.open(path, os.O_RDONLY | os.O_CREAT)
-        os.fchmod(file, 0o644)  # whatever the umask, for other users' runs
+        with suppress(PermissionError):  # another user was faster
+            os.fchmod(file, 0o644)  # whatever the umask, for other users' runs
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

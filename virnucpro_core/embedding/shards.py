@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,24 +142,21 @@ class Source(NamedTuple):
     rows: int
     digest: str
 
-    def parts(self, rows: int = 8192) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings float32 (n, dim) in row order, at most `rows` at a time.
+    def read(self, file: h5py.File, at: int, rows: int) -> tuple[list[str], NDArray[np.float32]]:
+        """Ids and embeddings float32 (n, dim) of at most `rows` rows from the source's row `at` on.
 
-        Raises InputError at a value that is not finite.
+        file: the source's, open. Raises InputError at a value that is not finite.
         """
-        end = self.first + self.rows
-        with open_h5(self.path) as file:
-            for at in range(self.first, end, rows):
-                part = slice(at, min(at + rows, end))
-                ids = [name.decode() for name in file["frame_id"][part]]
-                values: NDArray[np.float32] = file["embedding"][part]
-                finite = np.isfinite(values).all(axis=1)
-                if not finite.all():
-                    raise InputError(
-                        f"{self.path}: the embedding of {ids[int(finite.argmin())]} is not finite; "
-                        "embed its frames again."
-                    )
-                yield ids, values
+        part = slice(self.first + at, self.first + min(at + rows, self.rows))
+        ids = [name.decode() for name in file["frame_id"][part]]
+        values: NDArray[np.float32] = file["embedding"][part]
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            raise InputError(
+                f"{self.path}: the embedding of {ids[int(finite.argmin())]} is not finite; "
+                "embed its frames again."
+            )
+        return ids, values
 
 
 class EmbeddingFile:
@@ -229,9 +225,12 @@ class EmbeddingFile:
     def digests(self) -> tuple[str, ...]:
         return tuple(source.digest for source in self.sources)
 
-    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings of all sources; see `Source.parts`."""
-        return chain.from_iterable(source.parts() for source in self.sources)
+    def parts(self, rows: int = 8192) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Ids and embeddings of all sources in row order, at most `rows` at a time."""
+        for source in self.sources:
+            with open_h5(source.path) as file:
+                for at in range(0, source.rows, rows):
+                    yield source.read(file, at, rows)
 
 
 def _relative(source: Path, folder: Path) -> str:

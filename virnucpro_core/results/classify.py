@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from virnucpro_core import __version__
-from virnucpro_core.embedding.shards import EmbeddingFile, Source
+from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
@@ -145,14 +145,17 @@ class ScoredFrames:
         self, tables: Sequence[Embedded]
     ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
         for table, source in tables:
-            batches = frame_batches(table, rows=ROWS)
-            for frames, (ids, embeddings) in zip(batches, source.parts(ROWS), strict=True):
-                if ids != frames["frame_id"].to_pylist():
-                    raise InputError(
-                        f"{source.path}: its rows from {ids[0]} on are not the frames of {table}; "
-                        "embed them again."
-                    )
-                yield frames, self._score(embeddings)
+            at = 0
+            with open_h5(source.path) as file:
+                for frames in frame_batches(table, rows=ROWS):  # fewer where a row group ends
+                    ids, embeddings = source.read(file, at, frames.num_rows)
+                    if ids != frames["frame_id"].to_pylist():
+                        raise InputError(
+                            f"{source.path}: its rows from {at} on are not the frames of {table}; "
+                            "embed them again."
+                        )
+                    yield frames, self._score(embeddings)
+                    at += frames.num_rows
 
     def _score(self, embeddings: Float32Array) -> Float32Array:
         """Probabilities (N, 2) of other and virus for embeddings (N, D)."""

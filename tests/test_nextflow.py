@@ -181,7 +181,7 @@ def test_resume_after_a_model_was_imported_repeats_what_it_computed(tmp_path: Pa
     (models / "another").mkdir()
     assert not run()
     (models / "own" / "imported").touch()
-    assert run() == {"TRANSLATE": 2, "EMBED": 2, "MERGE": 2, "CLASSIFY": 2, "REPORT": 1}
+    assert run() == {"EMBED": 2, "MERGE": 2, "CLASSIFY": 2, "REPORT": 1}
 
 
 def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> None:

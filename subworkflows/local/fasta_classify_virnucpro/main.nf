@@ -16,6 +16,11 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
         def own = models_dir ? file(models_dir).resolve(name) : null
         [name, own?.exists() ? own : models_dir]
     }
+    // Translate needs of the model its window alone, so no task has to copy gigabytes for that.
+    ch_window = ch_own.map { name, own ->
+        def about = own ? file(own).resolve('model.json') : null
+        [name, about?.exists() ? new groovy.json.JsonSlurper().parse(about).window : []]
+    }
 
     VIRNUCPRO_SPLIT(ch_fasta)
 
@@ -26,7 +31,7 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
         }
     }
 
-    VIRNUCPRO_TRANSLATE(ch_pieces, ch_own)
+    VIRNUCPRO_TRANSLATE(ch_pieces, ch_window)
     VIRNUCPRO_EMBED(VIRNUCPRO_TRANSLATE.out.frames, ch_own)
 
     // A sample goes on when its own last piece is embedded. Its pieces stand in input order again,

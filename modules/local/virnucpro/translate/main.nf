@@ -9,7 +9,7 @@ process VIRNUCPRO_TRANSLATE {
 
     input:
     tuple val(meta), path(fasta)
-    tuple val(model), path(model_dir, stageAs: 'models/*')
+    tuple val(model), val(window)
 
     output:
     tuple val(meta), path("${prefix}.parquet"), emit: frames
@@ -17,10 +17,10 @@ process VIRNUCPRO_TRANSLATE {
 
     script:
     def args = task.ext.args ?: ''
-    def store = model_dir ? '--models-dir models' : ''
+    def windows = window ? "--window ${window}" : "--model ${model}"
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    virnucpro translate ${args} --model ${model} ${store} ${fasta} -o ${prefix}.parquet
+    virnucpro translate ${args} ${windows} ${fasta} -o ${prefix}.parquet
     """
 
     stub:

@@ -16,6 +16,9 @@ workflow {
     if (params.models_dir && !file(params.models_dir).exists()) {
         error("--models_dir ${params.models_dir}: no such folder; check the path.")
     }
+    if (params.models_dir && params.model != 'mini' && !file(params.models_dir).resolve("${params.model}/model.json").exists()) {
+        error("--model ${params.model}: is not in ${params.models_dir}; bring it in with `virnucpro models fetch` or `import`.")
+    }
     if (params.device == 'cpu' && workflow.profile.tokenize(',').contains('gpu')) {
         log.warn("-profile gpu asks for GPUs, and --device cpu leaves them idle: drop one of the two.")
     }

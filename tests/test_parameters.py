@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make 
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
         (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
         (["--models_dir", "gone"], "--models_dir gone: no such folder"),
+        (["--models_dir", ".", "--model", "other"], "--model other: is not in .; bring it in with"),
         (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
         (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
         (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),

@@ -14,12 +14,11 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
     // Tasks get the one model's folder: another that comes or goes is no change for them, a new import of this one is.
     ch_own = ch_model.map { name, models_dir ->
         def own = models_dir ? file(models_dir).resolve(name) : null
-        [name, own?.exists() ? own : models_dir]
+        [name, own?.resolve('model.json')?.exists() ? own : []]
     }
     // Translate needs of the model its window alone, so no task has to copy gigabytes for that.
     ch_window = ch_own.map { name, own ->
-        def about = own ? file(own).resolve('model.json') : null
-        [name, about?.exists() ? new groovy.json.JsonSlurper().parse(about).window : []]
+        [name, own ? new groovy.json.JsonSlurper().parse(own.resolve('model.json')).window : []]
     }
 
     VIRNUCPRO_SPLIT(ch_fasta)

@@ -10,6 +10,7 @@ import torch
 from sample import FASTA, Sample, viral
 from tiny import WINDOW, write_tiny_model
 
+from virnucpro_core.embedding.engine import embed
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.sequences.translate import translate
 
@@ -67,3 +68,11 @@ def edge_frames(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sample(tmp_path: Path) -> Sample:
     """Ten contigs of every call and reason, in pieces, with their embeddings."""
     return Sample(tmp_path, FASTA, viral, shard_bp=60)
+
+
+@pytest.fixture(scope="session")
+def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embeddings of `edge_frames` with `tiny`."""
+    path = tmp_path_factory.mktemp("shard") / "shard.h5"
+    embed(edge_frames, path, tiny, devices=[torch.device("cpu")])
+    return path

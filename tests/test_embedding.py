@@ -1,10 +1,9 @@
-"""Embedding a frame table, on through kills, and merging shards."""
+"""Embedding a frame table, on through kills."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.models.store import Model
-from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
 CPU = [torch.device("cpu")]
@@ -45,13 +43,6 @@ def run_embed(frames: Path, output: Path, models_dir: Path, **env: str) -> subpr
     return subprocess.Popen(
         [*command, *options], stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
     )
-
-
-@pytest.fixture(scope="module")
-def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("shard") / "shard.h5"
-    embed(edge_frames, path, tiny, devices=CPU)
-    return path
 
 
 def test_embed_starts_without_torchs_compiler(
@@ -252,105 +243,3 @@ def test_embed_table_of_another_window_is_refused(edge: Path, tiny: Model, tmp_p
 def test_parse_devices_unknown_or_absent_device_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"is not (known|there)"):
         parse_devices(text)
-
-
-class Pieces:
-    """A sample in pieces: its frame tables and its shards."""
-
-    def __init__(self, folder: Path, edge: Path, model: Model) -> None:
-        self.folder = folder
-        (folder / "shards").mkdir()
-        self.frames, self.shards = [], []
-        for piece in split([edge], folder, 9_000):
-            self.frames.append(folder / f"{piece.stem}.parquet")
-            self.shards.append(folder / "shards" / f"{piece.stem}.h5")
-            translate([piece], self.frames[-1], WINDOW)
-            embed(self.frames[-1], self.shards[-1], model, devices=CPU)
-
-
-@pytest.fixture
-def pieces(edge: Path, tiny: Model, tmp_path: Path) -> Pieces:
-    return Pieces(tmp_path, edge, tiny)
-
-
-@pytest.mark.parametrize("copy", [False, True])
-def test_merge_shards_in_any_order_gives_the_frame_tables_order(
-    pieces: Pieces, shard: Path, copy: bool
-) -> None:
-    output = pieces.folder / "embeddings.h5"
-    assert len(pieces.shards) > 2
-    merge(pieces.shards[::-1], pieces.frames, output, copy=copy)
-    names, values = read(output)
-    assert names == read(shard)[0]
-    assert np.abs(values - read(shard)[1]).max() < 1e-5
-    with h5py.File(output) as file:
-        assert file["embedding"].is_virtual is not copy
-        assert np.array_equal(file["embedding"][()], values), "as any HDF5 reader sees it"
-    if not copy:
-        assert output.stat().st_size < 0.5 * values.nbytes
-
-
-def test_merge_result_moved_linked_and_published_is_still_whole(
-    pieces: Pieces, tmp_path: Path
-) -> None:
-    merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
-    expected = read(pieces.folder / "embeddings.h5")[1]
-    staged = tmp_path / "staged"
-    staged.mkdir()
-    (staged / "embeddings.h5").symlink_to(pieces.folder / "embeddings.h5")
-    assert np.array_equal(read(staged / "embeddings.h5")[1], expected)
-    published = tmp_path / "published"
-    (published / "shards").mkdir(parents=True)
-    shutil.copy(pieces.folder / "embeddings.h5", published)
-    with pytest.raises(InputError, match="is not beside it"):
-        EmbeddingFile(published / "embeddings.h5")
-    for path in pieces.shards:
-        shutil.move(path, published / "shards")
-    assert np.array_equal(read(published / "embeddings.h5")[1], expected)
-    with pytest.raises(InputError, match="is not beside it"):
-        EmbeddingFile(pieces.folder / "embeddings.h5")
-
-
-def test_merge_missing_shard_is_refused(pieces: Pieces) -> None:
-    with pytest.raises(InputError, match=r"piece_00001\.parquet: no shard embeds"):
-        merge(pieces.shards[1:], pieces.frames, pieces.folder / "embeddings.h5")
-    assert not (pieces.folder / "embeddings.h5").exists()
-
-
-def test_merge_doubled_shard_or_table_is_refused(pieces: Pieces) -> None:
-    twice = Path(shutil.copy(pieces.shards[0], pieces.folder / "again.h5"))
-    with pytest.raises(InputError, match="embeds the same frames as"):
-        merge([*pieces.shards, twice], pieces.frames, pieces.folder / "embeddings.h5")
-    with pytest.raises(InputError, match="given twice"):
-        merge(pieces.shards, [*pieces.frames, pieces.frames[0]], pieces.folder / "embeddings.h5")
-
-
-def test_merge_foreign_shard_is_refused(pieces: Pieces, shard: Path) -> None:
-    with pytest.raises(InputError, match="embeds none of the given frame tables"):
-        merge([*pieces.shards, shard], pieces.frames, pieces.folder / "embeddings.h5")
-
-
-def test_merge_truncated_shard_is_refused(pieces: Pieces) -> None:
-    os.truncate(pieces.shards[1], pieces.shards[1].stat().st_size - 100)
-    with pytest.raises(InputError, match="truncated"):
-        merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda file: file["embedding"].__setitem__((1, 3), np.nan), "is not finite"),
-        (lambda file: file["frame_id"].__setitem__(1, b"x_chunk_1F1"), "holds x_chunk_1F1 where"),
-        (lambda file: file.attrs.__setitem__("complete", False), "no complete file"),
-        (lambda file: file.attrs.__setitem__("weights", "{}"), "other weights"),
-        (lambda file: file.attrs.__setitem__("precision", "fp16"), "in fp16"),
-    ],
-)
-def test_merge_shard_of_another_content_is_refused(
-    pieces: Pieces, change: object, says: str
-) -> None:
-    assert callable(change)
-    with h5py.File(pieces.shards[1], "r+") as file:
-        change(file)
-    with pytest.raises(InputError, match=says):
-        merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")

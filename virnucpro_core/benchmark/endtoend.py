@@ -108,9 +108,9 @@ def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
         found = profile(folder / "many.parquet", model, device, default_precision(device))
         for run in ("model only", "file to file"):
             yield Line(f"embed, {run}", found[run]["tokens_per_second"], "tokens/s")
-        share = protein_tokens(few).sum() / found["file to file"]["tokens_per_second"]
+        due = protein_tokens(few).sum() / found["file to file"]["tokens_per_second"]
         name = f"embed {frame_meta(few).rows} frames, whole command past the warm start"
-        yield Line(name, whole - begun, "s", share if gpu else None, at_most=True)
+        yield Line(name, whole - begun, "s", due if gpu else None, at_most=True)
         share = found["file to file / model only"]
         yield Line("embed: file to file, share of model only", share, "", 0.90 if gpu else None)
         if gpu:

@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,29 +140,45 @@ def _rotated(q: Tensor, k: Tensor, layout: Layout, positions: Positions) -> tupl
     return positions.rotate(q, layout), positions.rotate(k, layout)
 
 
+class _Unpad(torch.autograd.Function):
+    """Rows of a padded tensor, each taken once: its gradient needs no sum, unlike an index's."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.size = len(padded)
+        return padded.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return _pad(grads[0], rows, ctx.size), None
+
+
+def _pad(x: Tensor, rows: Tensor, size: int) -> Tensor:
+    return x.new_zeros(size, *x.shape[1:]).index_copy(0, rows, x)
+
+
 def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
     """Masked SDPA, padded inside attention alone: any device, any dtype, any positions."""
     q, k = _rotated(q, k, layout, positions)
     slopes = positions if isinstance(positions, Tensor) else None
     heads, width = q.shape[1:]
-    shape = (layout.sequences, layout.max_seqlen, heads, width)
-
-    def pad(x: Tensor) -> Tensor:
-        rows = x.new_zeros(shape[0] * shape[1], heads, width)
-        rows[layout.padded_rows] = x
-        return rows.view(shape).transpose(1, 2)
-
-    q, k, v = pad(q), pad(k), pad(v)
-    out = torch.empty_like(q)
-    bias = None if slopes is None else _bias(slopes, layout.max_seqlen, q.dtype)
+    longest, rows = layout.max_seqlen, layout.padded_rows
+    size = layout.sequences * longest
+    padded = _pad(torch.stack((q, k, v), 1).flatten(1), rows, size)
+    q, k, v = padded.view(layout.sequences, longest, 3, heads, width).permute(2, 0, 3, 1, 4)
+    bias = None if slopes is None else _bias(slopes, longest, q.dtype)
     padding = None if layout.padding is None else layout.padding.to(q.dtype)
-    mask_bytes = heads * layout.max_seqlen**2 * q.element_size()
-    step = max(1, _MASK_BYTES // mask_bytes) if bias is not None else shape[0]
-    for b in range(0, shape[0], step):
+    mask_bytes = heads * longest**2 * q.element_size()
+    step = max(1, _MASK_BYTES // mask_bytes) if bias is not None else layout.sequences
+    out = []
+    for b in range(0, layout.sequences, step):
         part = slice(b, b + step)
         mask = bias if padding is None else padding[part] if bias is None else bias + padding[part]
-        out[part] = F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask)
-    return out.transpose(1, 2).reshape(-1, heads, width)[layout.padded_rows]
+        out.append(F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=mask))
+    whole = torch.cat(out).transpose(1, 2).reshape(size, heads, width)
+    return _Unpad.apply(whole, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:

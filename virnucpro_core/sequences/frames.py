@@ -41,7 +41,7 @@ def _residues(*, reverse: bool) -> bytes:
     return bytes(table)
 
 
-_FORWARD = _residues(reverse=False)
+FORWARD = _residues(reverse=False)
 _REVERSE = _residues(reverse=True)
 
 
@@ -68,7 +68,7 @@ def stop_free_frames(contigs: Sequence[Contig], window: int) -> pa.RecordBatch:
     flipped = text.translate(_COMPLEMENT)[::-1]
     code = np.frombuffer(text.translate(_CODE), np.uint8)
     codons = (code[:-2] * 25 + code[1:-1] * 5 + code[2:]).tobytes() if size > 2 else b""
-    forward, reverse = codons.translate(_FORWARD), codons.translate(_REVERSE)
+    forward, reverse = codons.translate(FORWARD), codons.translate(_REVERSE)
 
     lengths = np.array([len(contig.sequence) for contig in contigs], np.int64)
     offsets = np.cumsum(lengths) - lengths

@@ -38,11 +38,11 @@ ESM_ALPHABET = (
 
 ESM_BOS, ESM_EOS, ESM_MASK = (ESM_ALPHABET.index(t) for t in ("<cls>", "<eos>", "<mask>"))
 _MASK_BYTE = b"\x01"
-_RESIDUE = np.full(256, -1, np.int64)
+RESIDUE = np.full(256, -1, np.int64)
 for _id, _token in enumerate(ESM_ALPHABET):
     if len(_token) == 1:
-        _RESIDUE[ord(_token)] = _id
-_RESIDUE[_MASK_BYTE[0]] = ESM_MASK
+        RESIDUE[ord(_token)] = _id
+RESIDUE[_MASK_BYTE[0]] = ESM_MASK
 
 
 def esm_tokens(proteins: Sequence[str]) -> Tokens:
@@ -53,7 +53,7 @@ def esm_tokens(proteins: Sequence[str]) -> Tokens:
     texts = [p.replace("<mask>", "\x01").encode("ascii", "replace") for p in proteins]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 2
     ends = np.cumsum(lengths)
-    residues = _RESIDUE[np.frombuffer(b"".join(texts), np.uint8)]
+    residues = RESIDUE[np.frombuffer(b"".join(texts), np.uint8)]
     if residues.size and residues.min() < 0:
         bad = next(
             p

@@ -1,41 +1,43 @@
-"""Training batches: frames cut anew every epoch, with wrong letters and hidden tokens."""
+"""Training batches: frames of windows drawn anew for each, with wrong letters and hidden tokens."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
+from torch.utils.data import DataLoader, Dataset
 
-from virnucpro_core.heldout import Labelled
-from virnucpro_core.results.calls import Float32Array
-from virnucpro_core.sequences.fasta import Contig
-from virnucpro_core.sequences.frames import stop_free_frames
+from virnucpro_core.corpus import Codes, Corpus, letters
+from virnucpro_core.sequences.frames import FORWARD
 from virnucpro_core.sequences.tokens import (
     ESM_BOS,
     ESM_EOS,
     ESM_MASK,
+    RESIDUE,
     NucleotideTokenizer,
     Tokens,
-    esm_tokens,
 )
 from virnucpro_core.sequences.windows import Int64Array
 
 SPECIAL_TOKENS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
 _MASK = SPECIAL_TOKENS.index("[MASK]")
-BASES, RESIDUES = b"ACGT", b"ACDEFGHIKLMNPQRSTVWY"
+_STOP = 255
+_AMINO = np.full(64, _STOP, np.uint8)
+for _codon in range(64):
+    _byte = FORWARD[_codon // 16 * 25 + _codon // 4 % 4 * 5 + _codon % 4]
+    _AMINO[_codon] = _STOP if _byte == ord("*") else RESIDUE[_byte]
+
+BoolArray = NDArray[np.bool_]
 
 
 def train_tokenizer(nucleotides: Sequence[str], vocabulary: int) -> Tokenizer:
@@ -60,164 +62,210 @@ def train_tokenizer(nucleotides: Sequence[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
-class Frames(NamedTuple):
-    """Stop-free frames, and whether their contig is viral, bool (N)."""
+def residues(strand: Codes, shift: int) -> Codes:
+    """ESM's ids of the codons of windows (N, W) from base `shift`, uint8 (N, codons); 255: stop."""
+    span = max(0, strand.shape[1] - shift) // 3 * 3
+    first, second, third = (strand[:, shift + i : shift + span : 3] for i in range(3))
+    ids: Codes = _AMINO[16 * first + 4 * second + third]
+    return ids
 
-    nucleotide: list[str]
-    protein: list[str]
-    viral: NDArray[np.bool_]
+
+class Reading(NamedTuple):
+    """What was read of some windows: their numbers, bases (N, W) and residues' ids (N, R)."""
+
+    window: Int64Array
+    bases: Codes
+    residues: Codes
 
 
-def varied_frames(sample: Labelled, window: int, rng: np.random.Generator) -> Frames:
-    """Frames of the contigs, cut anew: windows begin anywhere and are 0.6 to 1 window long.
+def read_frames(windows: Codes, rng: np.random.Generator) -> Iterator[Reading]:
+    """One stop-free frame of each window (N, W), at random; of one without any, a strand.
 
-    Reverse complements need no pass of their own, since frames are read off both strands.
+    Slices are `stop_free_frames`'s; a strand comes without residues.
     """
-    nucleotide: list[str] = []
-    protein: list[str] = []
-    contigs: list[str] = []
-    groups = rng.integers(0, 4, len(sample.contigs))
-    for group in range(4):
-        size = window if group < 2 else int(rng.integers(3 * window // 5, window + 1))
-        cut = []
-        for contig in (sample.contigs[i] for i in np.flatnonzero(groups == group)):
-            start = int(rng.integers(0, max(1, min(size, len(contig.sequence) - size))))
-            cut.append(Contig(contig.id, "", contig.sequence[start:]))
-        frames = stop_free_frames(cut, size).to_pydict()
-        nucleotide += frames["nucleotide"]
-        protein += frames["protein"]
-        contigs += frames["contig"]
-    return Frames(nucleotide, protein, sample.is_viral(contigs))
+    number, width = windows.shape
+    strands = (windows, 3 - windows[:, ::-1])
+    readings = [(strand, f, residues(strand, f)) for strand in strands for f in range(3)]
+    is_open = np.stack([(r != _STOP).all(1) & (r.shape[1] > 0) for _, _, r in readings], 1)
+    lot = rng.random((number, 6)) * is_open
+    chosen = np.where(is_open.any(1), lot.argmax(1), 6 + rng.integers(0, 2, number))
+    for frame, (strand, shift, ids) in enumerate(readings):
+        at = np.flatnonzero(chosen == frame)
+        end = min(width, shift + 3 * ids.shape[1] + 1)
+        yield Reading(at, strand[at, shift:end], ids[at])
+    for side, strand in enumerate(strands):
+        at = np.flatnonzero(chosen == 6 + side)
+        yield Reading(at, strand[at], np.empty((len(at), 0), np.uint8))
 
 
-class Composition:
-    """What a text is made of: leading principal components of the counts of its k-letter words.
+def _mutated(reading: Reading, share: float, rng: np.random.Generator) -> Reading:
+    """Replace up to twice `share` of each row's bases, but by none that makes a stop codon."""
+    bases = reading.bases
+    hit = rng.random(bases.shape, np.float32) < rng.uniform(0, 2 * share, (len(bases), 1))
+    new = np.where(hit, rng.integers(0, 4, bases.shape, np.uint8), bases)
+    count = reading.residues.shape[1]
+    if not count:
+        return reading._replace(bases=new)
+    ids = residues(new[:, : 3 * count], 0)
+    stops = np.repeat(ids == _STOP, 3, axis=1)
+    new[:, : 3 * count] = np.where(stops, bases[:, : 3 * count], new[:, : 3 * count])
+    return reading._replace(bases=new, residues=residues(new[:, : 3 * count], 0))
 
-    Most of what tells viruses from bacteria in short sequences is in their words (hexamers and
-    dipeptides), and whatever can be counted can be learned without labels.
+
+class Masked(NamedTuple):
+    """Packed tokens as the encoder gets them: ids, int16 (T), and lengths, int64 (B).
+
+    at: where tokens are hidden, int64. truth: what they were, int64.
     """
 
-    def __init__(self, letters: bytes, k: int, texts: Sequence[str], components: int) -> None:
-        self.code = np.full(256, -(len(letters) ** k), np.int64)
-        self.code[list(letters)] = np.arange(len(letters))
-        self.k, self.size = k, len(letters)
-        roots = self._roots(texts)
-        self.mean = roots.mean(0)
-        spread = roots.std(0) + 1e-3
-        scaled = torch.from_numpy((roots - self.mean) / spread)
-        _, values, axes = torch.svd_lowrank(scaled, min(components, *scaled.shape), niter=2)
-        # to unit variance; an axis that the texts do not vary along stays at 0
-        unit = len(texts) ** 0.5 / values.where(values > 1e-3 * values[0], torch.inf)
-        self.axes = (axes * unit).numpy() / spread[:, None]
-
-    def _roots(self, texts: Sequence[str]) -> Float32Array:
-        """Square roots of the words' shares: float32 (N, words)."""
-        codes = self.code[np.frombuffer(" ".join([*texts, ""]).encode(), np.uint8)]
-        words = np.zeros(max(0, len(codes) - self.k + 1), np.int64)
-        for i in range(self.k):
-            words = words * self.size + codes[i : i + len(words)]
-        kinds = self.size**self.k
-        row = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])[: len(words)]
-        known = words >= 0
-        counts = np.bincount(row[known] * kinds + words[known], minlength=len(texts) * kinds)
-        counts = counts.reshape(-1, kinds)
-        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-        roots: Float32Array = np.sqrt(shares).astype(np.float32)
-        return roots
-
-    def __call__(self, texts: Sequence[str]) -> Float32Array:
-        """Components of the texts, of unit variance where they were learned: float32 (N, C)."""
-        components: Float32Array = (self._roots(texts) - self.mean) @ self.axes
-        return components
-
-
-def _noisy(
-    texts: Sequence[str], letters: bytes, share: float, rng: np.random.Generator
-) -> list[str]:
-    """Replace up to twice `share` of each text's letters by random ones."""
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    joined = np.frombuffer("".join(texts).encode(), np.uint8).copy()
-    rate = np.repeat(rng.uniform(0, 2 * share, len(texts)), lengths)
-    hit = rng.random(len(joined)) < rate
-    joined[hit] = rng.choice(np.frombuffer(letters, np.uint8), int(hit.sum()))
-    whole = joined.tobytes().decode()
-    return [whole[end - n : end] for n, end in zip(lengths, np.cumsum(lengths), strict=True)]
+    ids: NDArray[np.int16]
+    lengths: Int64Array
+    at: Int64Array
+    truth: Int64Array
 
 
 def _masked(
     tokens: Tokens, special: Sequence[int], mask: int, share: float, rng: np.random.Generator
-) -> Tokens:
+) -> Masked:
     """Hide up to twice `share` of each sequence's tokens."""
     rate = np.repeat(rng.uniform(0, 2 * share, len(tokens.lengths)), tokens.lengths)
     hide = (rng.random(len(tokens.ids)) < rate) & ~np.isin(tokens.ids, special)
-    return Tokens(np.where(hide, mask, tokens.ids), tokens.lengths)
+    ids = np.where(hide, mask, tokens.ids).astype(np.int16)
+    at = np.flatnonzero(hide)
+    return Masked(ids, tokens.lengths, at, tokens.ids[at])
 
 
 class Batch(NamedTuple):
-    """Frames as the encoders take them, and the composition of their texts, float32 (B, C).
+    """Frames as the encoders take them; of a half that is hidden, the special tokens alone.
 
-    viral: labels, int64 (B). weight: float32 (B), such that both classes count the same.
+    viral: labels, int64 (B). kind: indices into the corpus's kinds, int64 (B); −1: made up.
     """
 
-    nucleotide: Tokens
-    protein: Tokens
-    composition: tuple[Float32Array, Float32Array]
+    nucleotide: Masked
+    protein: Masked
     viral: Int64Array
-    weight: Float32Array
+    kind: Int64Array
 
 
 @dataclass(frozen=True)
-class Batches:
-    """What batches of `batch` frames are made of; `noise` and `mask` are mean shares.
+class Augmentation:
+    """How windows become examples; all numbers are shares or mean shares."""
 
-    The seed and an epoch's number determine its batches.
-    """
+    noise: float = 0.05  # of the bases, replaced at random
+    mask: float = 0.15  # of the tokens, hidden
+    hide_nucleotide: float = 0.2  # of the frames, whose protein has to do alone
+    hide_protein: float = 0.15  # and the reverse
+    frameless: float = 0.3  # of the windows without a frame, kept for the nucleotides alone
+    shuffled: float = 0.04  # of the windows: letters in random order, which is no virus
 
-    sample: Labelled
+
+@dataclass(frozen=True)
+class Batches(Dataset[Batch]):
+    """Batches of about `size` frames; the seed and a batch's number determine it."""
+
+    corpus: Corpus
     window: int
     tokenize: NucleotideTokenizer
-    words: tuple[Composition, Composition]
-    batch: int
-    noise: float
-    mask: float
-    seed: tuple[int, ...]
+    size: int
+    augmentation: Augmentation
+    seed: int
 
-    def epoch(self, number: int) -> list[Batch]:
-        """Batches of one set of `varied_frames`."""
-        rng = np.random.default_rng([*self.seed, number])
-        frames = varied_frames(self.sample, self.window, rng)
-        order = rng.permutation(len(frames.viral))
-        viral = frames.viral.astype(np.int64)
-        weight = len(viral) / 2 / np.maximum(np.bincount(viral, minlength=2), 1)
+    @cached_property
+    def _edges(self) -> NDArray[np.float64]:
+        edges: NDArray[np.float64] = np.cumsum(self.corpus.chances("training"))
+        return edges
+
+    def _widths(self, rng: np.random.Generator) -> list[tuple[int, int, float]]:
+        """Numbers of windows, their width and how many times more of them are shuffled: two in
+        three as in use, the others of a few widths each, down to a few codons."""
+        count = int(self.size * 1.6)
+        short = [int(width) for width in rng.uniform(0.2 * self.window, self.window, 4)]
+        least = [int(width) for width in np.exp(rng.uniform(np.log(9), np.log(self.window), 4))]
+        return [
+            (count * 2 // 3, self.window, 1.0),
+            *((count // 18, max(9, width), 1.0) for width in short),
+            *((count // 36, width, 5.0) for width in least),
+        ]
+
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of a number."""
+        rng = np.random.default_rng([self.seed, number])
+        corpus, how = self.corpus, self.augmentation
+        texts: list[str] = []
+        proteins: list[Codes] = []
+        kinds: list[int] = []
+        for count, width, times in self._widths(rng):
+            drawn = np.searchsorted(self._edges, rng.random(count) * self._edges[-1], "right")
+            drawn = drawn[corpus.length[drawn] >= width]
+            begin = (rng.random(len(drawn)) * (corpus.length[drawn] - width + 1)).astype(np.int64)
+            windows = corpus.windows(drawn, begin, width)
+            kind = corpus.kind[drawn]
+            mixed = rng.random(len(drawn)) < how.shuffled * times
+            windows[mixed] = rng.permuted(windows[mixed], axis=1)
+            kind[mixed] = -1
+            for reading in read_frames(windows, rng):
+                if not reading.residues.shape[1]:
+                    keep = np.flatnonzero(rng.random(len(reading.window)) < how.frameless)
+                    reading = Reading(
+                        reading.window[keep], reading.bases[keep], reading.residues[keep]
+                    )
+                reading = _mutated(reading, how.noise, rng)
+                text = letters(reading.bases).decode()
+                size = reading.bases.shape[1]
+                texts += [text[i * size : (i + 1) * size] for i in range(len(reading.window))]
+                proteins += list(reading.residues)
+                kinds += kind[reading.window].tolist()
+        order = rng.permutation(len(texts))[: self.size]
+        lot = rng.random(len(order))
+        alone = [bool(len(proteins[i])) for i in order]  # only with a protein can bases be hidden
+        hide_bases = (lot < how.hide_nucleotide) & np.array(alone, np.bool_)
+        hide_protein = lot > 1 - how.hide_protein
+        bases = ["" if hide else texts[i] for i, hide in zip(order, hide_bases, strict=True)]
+        none = np.empty(0, np.uint8)
+        chains = [
+            none if hide else proteins[i] for i, hide in zip(order, hide_protein, strict=True)
+        ]
+        kind = np.array(kinds, np.int64)[order]
+        viral = (corpus.viral[kind] & (kind >= 0)).astype(np.int64)
         special = range(len(SPECIAL_TOKENS))
-        result = []
-        for at in range(0, max(1, len(order) - self.batch + 1), self.batch):
-            rows = order[at : at + self.batch]
-            bases = _noisy([frames.nucleotide[i] for i in rows], BASES, self.noise, rng)
-            residues = _noisy([frames.protein[i] for i in rows], RESIDUES, self.noise, rng)
-            result.append(
-                Batch(
-                    _masked(self.tokenize(bases), special, _MASK, self.mask, rng),
-                    _masked(esm_tokens(residues), (ESM_BOS, ESM_EOS), ESM_MASK, self.mask, rng),
-                    (self.words[0](bases), self.words[1](residues)),
-                    viral[rows],
-                    weight[viral[rows]].astype(np.float32),
-                )
-            )
-        return result
+        return Batch(
+            _masked(self.tokenize(bases), special, _MASK, how.mask, rng),
+            _masked(_chain_tokens(chains), (ESM_BOS, ESM_EOS), ESM_MASK, how.mask, rng),
+            viral,
+            kind,
+        )
 
-    def stream(self, workers: int) -> Generator[Batch, None, None]:
-        """Batches without end: made here, or ahead by so many processes, to the same result."""
-        if not workers:
-            for number in count():
-                yield from self.epoch(number)
-        # forked, since a spawned one would import the caller's script; it leaves CUDA alone
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
-        try:
-            ready: deque[Future[list[Batch]]] = deque()
-            for number in count():
-                ready.append(pool.submit(self.epoch, number))
-                if len(ready) > workers:
-                    yield from ready.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def stream(self, steps: int, workers: int) -> Iterator[Batch]:
+        """Batches 0 to `steps` − 1: made here, or ahead by so many processes, to the same result.
+
+        A worker is forked, shares the corpus, and has one thread: a pool each would thrash.
+        """
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _ = self._edges  # before the fork, once
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(steps),
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                prefetch_factor=4 if workers else None,
+                multiprocessing_context="fork" if workers else None,
+            )
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _chain_tokens(chains: Sequence[Codes]) -> Tokens:
+    """ESM's tokens of proteins given as ids."""
+    lengths = np.fromiter(map(len, chains), np.int64, len(chains)) + 2
+    ends = np.cumsum(lengths)
+    ids = np.full(int(ends[-1]), ESM_EOS, np.int64)
+    ids[ends - lengths] = ESM_BOS
+    inside = np.ones(len(ids), np.bool_)
+    inside[ends - 1] = inside[ends - lengths] = False
+    ids[inside] = np.concatenate(chains)
+    return Tokens(ids, lengths)

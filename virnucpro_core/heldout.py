@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from virnucpro_core.corpus import Corpus
 from virnucpro_core.errors import InputError
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
@@ -24,26 +24,7 @@ from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, BoolArray, Float32A
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import stop_free_frames
 
-PARTS = {"test": 0.2, "validation": 0.1, "training": 0.7}
-"""Shares of the accessions; the test part is for the last figures alone, never for a choice."""
-
 Float64Array = NDArray[np.float64]
-
-
-def accession(contig_id: str) -> str:
-    """What a fragment was cut from: the id up to the first `#`, without a version number."""
-    return re.sub(r"\.\d+$", "", contig_id.split("#", 1)[0])
-
-
-def part_of(contig_id: str) -> str:
-    """The part that a contig belongs to, by a hash of its accession: the same in every run."""
-    digest = hashlib.sha256(accession(contig_id).encode()).digest()
-    at = int.from_bytes(digest[:8], "big") / 2**64
-    for part, share in PARTS.items():
-        at -= share
-        if at < 0:
-            return part
-    return "training"
 
 
 @dataclass(frozen=True)
@@ -59,9 +40,22 @@ class Labelled:
         contigs = list(read_fasta([*virus, *other]))
         return cls(contigs, frozenset(contig.id for contig in read_fasta(virus)))
 
-    def part(self, name: str) -> Labelled:
-        """The contigs whose accessions belong to one of `PARTS`."""
-        return Labelled([c for c in self.contigs if part_of(c.id) == name], self.viral)
+    @classmethod
+    def drawn(cls, corpus: Corpus, part: str, number: int, seed: int = 0) -> Labelled:
+        """`Corpus.contigs` of a part."""
+        contigs = list(corpus.contigs(part, number, seed))
+        kinds = {name for name, viral in zip(corpus.kinds, corpus.viral, strict=True) if viral}
+        return cls(contigs, frozenset(c.id for c in contigs if c.description in kinds))
+
+    @classmethod
+    def test_part(
+        cls, virus: Sequence[Path], other: Sequence[Path], number: int = 2000, seed: int = 0
+    ) -> Labelled:
+        """The contigs that `train` tests on when it is given the same files and seed."""
+        with TemporaryDirectory() as folder:
+            return cls.drawn(
+                Corpus.write(Path(folder) / "corpus", virus, other), "test", number, seed
+            )
 
     def is_viral(self, ids: Iterable[str]) -> BoolArray:
         """The truth of contig ids: bool (N)."""
@@ -79,43 +73,45 @@ def frames_of(sample: Labelled, window: int) -> dict[str, list[Any]]:
     return columns
 
 
-def usable(sample: Labelled, name: str | None, window: int) -> Labelled:
-    """A part, or with None all, of a sample; InputError when one of the classes has no frame."""
-    part = sample.part(name) if name else sample
-    where = f"the {name} part, {PARTS[name]:.0%} of the accessions," if name else "the input"
+def usable_frames(sample: Labelled, window: int, where: str) -> dict[str, list[Any]]:
+    """`frames_of` a sample; InputError when one of the classes has none."""
+    frames = frames_of(sample, window)
+    found = set(sample.is_viral(set(frames["contig"])).tolist())
     for viral, kind in ((True, "viral"), (False, "other")):
-        some = Labelled([c for c in part.contigs if (c.id in part.viral) == viral], part.viral)
-        if not frames_of(some, window)["contig"]:
+        if viral not in found:
             raise InputError(
-                f"{where} has no stop-free frame of {kind} contigs; give sequences of more "
-                "accessions."
+                f"{where} has no stop-free frame of {kind} contigs; give sequences of more groups."
             )
-    return part
+    return frames
+
+
+def frame_embeddings(
+    nucleotide: Encoder, protein: Encoder, frames: Mapping[str, list[Any]]
+) -> Float32Array:
+    """What a classifier is given of frames, float32 (N, D)."""
+    halves = [nucleotide.embed(frames["nucleotide"]), protein.embed(frames["protein"])]
+    embeddings: Float32Array = np.hstack(halves)
+    return embeddings
 
 
 @torch.inference_mode()
-def frame_scores(
-    nucleotide: Encoder,
-    protein: Encoder,
-    classifier: MLPClassifier,
-    frames: Mapping[str, list[Any]],
-) -> Float32Array:
+def frame_scores(classifier: MLPClassifier, embeddings: Float32Array) -> Float32Array:
     """Scores of frames, float32 (N, 2): of other and of virus, adding up to 1."""
-    embeddings = np.hstack(
-        [nucleotide.embed(frames["nucleotide"]), protein.embed(frames["protein"])]
-    )
     device = classifier.hidden_layer.weight.device
-    scores: Float32Array = (
-        classifier(torch.from_numpy(embeddings).to(device)).softmax(1).cpu().numpy()
-    )
+    logits = classifier(torch.from_numpy(embeddings).to(device))
+    scores: Float32Array = logits.softmax(1).cpu().numpy()
     return scores
 
 
 class Scored(NamedTuple):
-    """Windows with the calls' own scores, and the mean virus score of each one's frames."""
+    """Windows with the calls' own scores, and of each window its virus score in log-odds.
+
+    That is the middle between the greatest and the least of its frames: the window is viral when
+    it is 0 or more.
+    """
 
     calls: WindowCalls
-    mean: Float64Array
+    odds: Float64Array
 
 
 def score_windows(
@@ -125,11 +121,12 @@ def score_windows(
     calls = WindowCalls.of(np.array([len(c.sequence) for c in sample.contigs], np.int64), window)
     index = {contig.id: i for i, contig in enumerate(sample.contigs)}
     contig = np.array([index[name] for name in frames["contig"]], np.int64)
-    number = np.array(frames["window"], np.int64)
-    calls.add(contig, number, scores)
-    at = calls.first[contig] + number - 1
-    total = np.bincount(at, weights=scores[:, 1], minlength=len(calls.contig))
-    return Scored(calls, total / np.maximum(calls.frames, 1))
+    calls.add(contig, np.array(frames["window"], np.int64), scores)
+    virus, other = (
+        torch.logit(torch.from_numpy(score).double(), eps=1e-9).numpy()
+        for score in (calls.score_virus, calls.score_other)
+    )
+    return Scored(calls, np.where(calls.called, (virus - other) / 2, np.nan))
 
 
 def roc_auc(truth: BoolArray, score: NDArray[np.floating[Any]]) -> float:
@@ -154,63 +151,90 @@ def _quality(
     }
 
 
-def figures(sample: Labelled, scored: Scored) -> dict[str, Any]:
-    """How good scores and calls are, of windows (by highest virus score) and contigs (by mean).
+class ContigScores(NamedTuple):
+    """Of each contig: the mean log-odds of its windows, and those that half of them reach.
 
-    What has no frame is left out, and counted.
+    Windows without a frame do not count; both are -inf for a contig without any.
+    """
+
+    mean: Float64Array
+    half: Float64Array
+
+
+def score_contigs(scored: Scored) -> ContigScores:
+    """A contig is virus when half of its windows with frames are, so when `half` is 0 or more."""
+    edges = scored.calls.first
+    result = np.full((2, len(edges) - 1), -np.inf)
+    for i, (first, last) in enumerate(pairwise(edges)):
+        odds = np.sort(scored.odds[first:last][scored.calls.called[first:last]])
+        if len(odds):
+            needed = int(np.ceil(MIN_VIRAL_FRACTION * len(odds)))
+            result[:, i] = odds.mean(), odds[len(odds) - needed]
+    return ContigScores(*result)
+
+
+BINS = ((500, 999), (1000, 2999), (3000, 10_000))
+"""Lengths of contigs, from and to, that are measured apart too."""
+
+
+def figures(sample: Labelled, scored: Scored) -> dict[str, Any]:
+    """How good scores and calls are, of windows and contigs, by length and by kind.
+
+    What has no frame is left out of windows and contigs, and counted; in `auc_of_all` such a
+    contig ranks last. `called` are the shares of all contigs of a kind that are called virus.
     """
     calls, truth = scored.calls, sample.truth
     called = calls.called
-    windows = truth[calls.contig[called]]
-    with_frame = np.bincount(calls.contig[called], minlength=len(truth))
-    viral = np.bincount(calls.contig[calls.is_virus], minlength=len(truth))
-    best = calls.score_virus[called].astype(np.float64)
-    total = np.bincount(calls.contig[called], weights=best, minlength=len(truth))
-    some = with_frame > 0
-    fraction = viral[some] / with_frame[some]
+    contigs = score_contigs(scored)
+    some = np.isfinite(contigs.mean)
+    length = np.array([len(contig.sequence) for contig in sample.contigs])
+    kind = np.array([contig.description for contig in sample.contigs])
+    within = [((length >= low) & (length <= high), f"{low}-{high}") for low, high in BINS]
     return {
         "frames": int(calls.frames.sum()),
         "windows": {
-            **_quality(windows, calls.score_virus[called], calls.is_virus[called]),
-            "auc_of_mean_score": round(roc_auc(windows, scored.mean[called]), 4),
+            **_quality(truth[calls.contig[called]], scored.odds[called], calls.is_virus[called]),
             "without_frames": int((~called).sum()),
         },
         "contigs": {
-            **_quality(truth[some], total[some] / with_frame[some], fraction >= MIN_VIRAL_FRACTION),
+            **_quality(truth[some], contigs.mean[some], contigs.half[some] >= 0),
             "without_frames": int((~some).sum()),
+            "auc_of_all": round(roc_auc(truth, contigs.mean), 4),
+            "found_at_5_percent_false": round(found_at(truth, contigs.mean, 0.05), 4),
+            "auc_by_length": {
+                name: round(roc_auc(truth[at & some], contigs.mean[at & some]), 4)
+                for at, name in within
+                if len(set(truth[at & some].tolist())) == 2
+            },
+            "called": {
+                name: round(float((contigs.half[kind == name] >= 0).mean()), 4)
+                for name in np.unique(kind).tolist()
+            },
         },
     }
 
 
-def balance(sample: Labelled, scored: Scored) -> float:
-    """What to add to the virus logit so that as many viral windows as others are called right.
+def found_at(truth: BoolArray, score: Float64Array, false: float) -> float:
+    """Share of positives above the score that no more than `false` of the negatives exceed."""
+    negatives = np.sort(score[~truth])[::-1]
+    return float((score[truth] > negatives[int(false * len(negatives))]).mean())
 
-    A window is viral when its highest virus score reaches its highest other score; in log-odds,
-    when the middle between the greatest and the least of its frames is 0 or more.
+
+def conservative(sample: Labelled, scored: Scored, false: float) -> float:
+    """What to add to the virus logit so that a share of the other contigs, `false`, is called.
+
+    Those without a frame do not count.
     """
-
-    def odds(score: Tensor) -> Tensor:
-        return torch.logit(score.double(), eps=1e-9)
-
-    calls = scored.calls
-    virus, other = (
-        torch.from_numpy(s[calls.called]) for s in (calls.score_virus, calls.score_other)
-    )
-    middle = ((odds(virus) - odds(other)) / 2).numpy()
-    truth = sample.truth[calls.contig[calls.called]]
-    at = np.sort(middle)
-    sensitivity = 1 - np.searchsorted(np.sort(middle[truth]), at) / truth.sum()
-    specificity = np.searchsorted(np.sort(middle[~truth]), at) / (~truth).sum()
-    return -float(at[np.argmin(np.abs(sensitivity - specificity))])
+    half, truth = score_contigs(scored).half, sample.truth
+    others = half[~truth & np.isfinite(half)]
+    return -float(np.quantile(others, 1 - false))
 
 
 def evaluate(model: Model, sample: Labelled, device: str = "cpu") -> dict[str, Any]:
-    """`figures` of a stored model on labelled contigs."""
-    frames = frames_of(sample, model.window)
-    scores = frame_scores(
-        load_dnabert_s(model.nucleotide).to(device),
-        load_esm2(model.protein).to(device),
-        load_classifier(model.classifier).to(device),
-        frames,
+    """`figures` of a stored model on labelled contigs; InputError as `usable_frames`."""
+    frames = usable_frames(sample, model.window, "the input")
+    embeddings = frame_embeddings(
+        load_dnabert_s(model.nucleotide).to(device), load_esm2(model.protein).to(device), frames
     )
+    scores = frame_scores(load_classifier(model.classifier).to(device), embeddings)
     return figures(sample, score_windows(sample, model.window, frames, scores))

@@ -1,7 +1,6 @@
 """Train a small model of VirNucPro's architecture from labelled FASTA: how `mini` was made.
 
-Both encoders start from random weights. They first learn the composition of all sequences given,
-labelled or not, then, with the classifier on top, to tell viral frames from others.
+Both encoders and the classifier start from random weights and learn together, end to end.
 """
 
 from __future__ import annotations
@@ -9,9 +8,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,165 +19,230 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from virnucpro_core.augment import (
-    BASES,
-    RESIDUES,
-    Batch,
-    Batches,
-    Composition,
-    train_tokenizer,
-    varied_frames,
-)
+from virnucpro_core.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
+from virnucpro_core.corpus import PARTS, Corpus, letters
 from virnucpro_core.heldout import (
-    PARTS,
     Labelled,
     Scored,
-    balance,
+    conservative,
     evaluate,
-    figures,
+    frame_embeddings,
     frame_scores,
-    frames_of,
+    roc_auc,
+    score_contigs,
     score_windows,
-    usable,
+    usable_frames,
 )
-from virnucpro_core.models.attention import Layout
+from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.export import write_dnabert_s, write_esm2, write_weights
-from virnucpro_core.models.store import write_model
-from virnucpro_core.sequences.fasta import read_fasta
+from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
 logger = logging.getLogger("virnucpro.train")
 
-LOOK = 40
-"""The validation part is looked at after so many steps."""
+
+NUCLEOTIDE_WEIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Of the nucleotides' vector beside the protein's; the validation part chooses."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Sizes and schedule: with data and seed, all that determines a model. Defaults made `mini`."""
 
-    layers: int = 4
-    dim: int = 160
-    heads: int = 5
-    hidden: int = 128  # of the classifier
-    vocabulary: int = 512
-    warmup_steps: int = 1056  # on composition alone
-    steps: int = 567  # with labels
-    warmup_batch: int = 192  # frames
-    batch: int = 128  # frames
-    warmup_rate: float = 1e-3
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.1
-    mask: float = 0.08  # mean share of tokens hidden
-    noise: float = 0.03  # mean share of letters replaced at random
+    nucleotide: tuple[int, int, int] = (3, 192, 6)  # layers, width and heads of an encoder
+    protein: tuple[int, int, int] = (3, 128, 4)
+    hidden: int = 256  # of the classifier
+    vocabulary: int = 4096
+    steps: int = 5220
+    batch: int = 2048  # frames
+    learning_rate: float = 1.4e-3
+    weight_decay: float = 0.05
     dropout: float = 0.2  # of embeddings, before the classifier
-    hide_nucleotide: float = 0.3  # share of frames whose protein's vector has to do alone
-    hide_protein: float = 0.15  # and the reverse
-    nucleotide_weight: float = 0.7  # of its vector, in the finished model
-    components: int = 128  # of the composition of each of nucleotides and protein
-    composition_loss: float = 0.3  # its weight beside the labels
+    kinds_loss: float = 0.3  # weight, beside the labels, of telling the kinds apart
+    masked_loss: float = 0.1  # and of filling in the hidden tokens
     label_smoothing: float = 0.05
-    average: float = 0.995  # decay of the running average of the weights, which is what is kept
+    average: float = 0.998  # decay of the running average of the weights, which is what is kept
+    false_positives: float = 0.05  # share of the other validation contigs to be called virus
+    contigs: int = 2000  # drawn out of each of the validation and the test part
+    look: int = 1000  # steps between looks at the validation part
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 class Trainee(nn.Module):
-    """The three modules of a model, trained as one, and heads that tell the composition.
+    """The three modules of a model, trained as one, and heads that only training needs.
 
-    sizes: of the vocabulary, and of the compositions of nucleotides and of protein.
+    vocabulary: of the tokenizer as trained. kinds: how many the corpus tells apart.
     """
 
-    def __init__(self, recipe: Recipe, tokenizer: NucleotideTokenizer, *sizes: int) -> None:
+    def __init__(
+        self, recipe: Recipe, tokenizer: NucleotideTokenizer, vocabulary: int, kinds: int
+    ) -> None:
         super().__init__()
-        self.dropout = recipe.dropout
-        self.hide = (recipe.hide_nucleotide, recipe.hide_protein)
-        vocabulary, *components = sizes
-        shape = (recipe.layers, recipe.dim, recipe.heads)
-        self.nucleotide = DNABERTS(vocabulary, *shape, 2 * recipe.dim, tokenizer=tokenizer)
-        self.protein = ESM2(*shape)
-        self.heads = nn.ModuleList(nn.Linear(recipe.dim, n) for n in components)
-        self.classifier = MLPClassifier(2 * recipe.dim, recipe.hidden)
+        self.recipe = recipe
+        layers, dim, heads = recipe.nucleotide
+        self.nucleotide = DNABERTS(vocabulary, layers, dim, heads, 2 * dim, tokenizer=tokenizer)
+        self.protein = ESM2(*recipe.protein)
+        width = dim + recipe.protein[1]
+        self.classifier = MLPClassifier(width, recipe.hidden)
+        self.kinds = nn.Linear(width, kinds)
+        self.fill = nn.ModuleList(nn.Linear(n, n) for n in (dim, recipe.protein[1]))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits of the frames (B, 2), and the mean squared error of their composition."""
-        pooled, errors = [], []
-        for encoder, head, tokens, truth in (
-            (self.nucleotide, self.heads[0], batch.nucleotide, batch.composition[0]),
-            (self.protein, self.heads[1], batch.protein, batch.composition[1]),
-        ):
-            device = encoder.device
-            layout = Layout.of(torch.from_numpy(tokens.lengths), device)
-            vectors = encoder.pool(encoder(torch.from_numpy(tokens.ids), layout), layout)
-            pooled.append(vectors)
-            errors.append(F.mse_loss(head(vectors).float(), torch.from_numpy(truth).to(device)))
-        if self.training:  # each half has to tell without the other, in some of the frames
-            at = torch.rand(len(vectors), 1, device=device)
-            pooled[0] = pooled[0] * (at >= self.hide[0])
-            pooled[1] = pooled[1] * (at < 1 - self.hide[1])
-        embedding = F.dropout(torch.cat(pooled, 1), self.dropout, self.training)
-        return self.classifier(embedding), (errors[0] + errors[1]) / 2
+    def _half(
+        self, encoder: DNABERTS | ESM2, fill: nn.Module, half: Masked
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors of the sequences, float32 (B, D), and the loss of filling in hidden tokens."""
+        device = encoder.device
+        layout = Layout.of(torch.from_numpy(half.lengths), device)
+        hidden = encoder(torch.from_numpy(half.ids).long(), layout)
+        pooled = encoder.pool(hidden, layout)
+        if not self.recipe.masked_loss or not len(half.at):
+            return pooled, hidden.new_zeros(())
+        at, truth = (to_device(torch.from_numpy(a), device) for a in (half.at, half.truth))
+        logits = F.linear(fill(hidden[at]), encoder.embedding.weight)
+        return pooled, F.cross_entropy(logits.float(), truth)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch."""
+        recipe = self.recipe
+        bases, masked_bases = self._half(self.nucleotide, self.fill[0], batch.nucleotide)
+        chains, masked_chains = self._half(self.protein, self.fill[1], batch.protein)
+        embedding = F.dropout(torch.cat([bases, chains], 1), recipe.dropout, self.training)
+        viral, kind = (
+            to_device(torch.from_numpy(a), embedding.device) for a in (batch.viral, batch.kind)
+        )
+        kind = kind.masked_fill(kind >= self.kinds.out_features, -1)
+        loss = F.cross_entropy(
+            self.classifier(embedding), viral, label_smoothing=recipe.label_smoothing
+        )
+        of_kind = F.cross_entropy(self.kinds(embedding), kind, ignore_index=-1)
+        whole: Tensor = loss + recipe.kinds_loss * of_kind
+        return whole + recipe.masked_loss * (masked_bases + masked_chains)
 
 
-def _optimise(
-    trainee: Trainee,
-    source: Iterator[Batch],
-    steps: int,
-    rate: float,
-    decay: float,
-    loss_of: Callable[[Batch], Tensor],
-    after: Callable[[int], None] = lambda step: None,
-) -> None:
-    """AdamW for `steps` batches, its rate rising over 60 of them at most, then falling to 0."""
-    device = trainee.nucleotide.device.type
-    optimizer = torch.optim.AdamW(trainee.parameters(), rate, weight_decay=decay)
-    rise = max(1, min(60, steps // 5))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda n: min((n + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * n / max(1, steps)))
-    )
-    for step in range(1, steps + 1):
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = loss_of(next(source))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % max(1, steps // 10) == 0:
-            logger.info("step %d of %d, loss %.3f", step, steps, loss.item())
-        after(step)
+class Course:
+    """A trainee with its optimizer, its rate's schedule, and the running average of its weights."""
 
-
-class _Average:
-    """Running average of a trainee's weights, and the best of it seen on the validation part."""
-
-    def __init__(self, trainee: Trainee, decay: float) -> None:
-        self.trainee, self.decay = trainee, decay
-        self.model = copy.deepcopy(trainee).eval()
-        self.auc, self.step = -math.inf, 0
+    def __init__(self, trainee: Trainee, steps: int) -> None:
+        self.trainee, self.steps, self.step = trainee, steps, 0
+        self.device = trainee.nucleotide.device
+        recipe = trainee.recipe
+        self.model = copy.deepcopy(trainee).eval().requires_grad_(False)
+        fused = self.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            trainee.parameters(),
+            recipe.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
+        self.best, self.best_step = -math.inf, 0
         self.state: dict[str, Tensor] = {}
 
-    def update(self) -> None:
-        new = self.trainee.state_dict()
-        for name, mine in self.model.state_dict().items():
-            if mine.is_floating_point():
-                mine.lerp_(new[name], 1 - self.decay)
-            else:
-                mine.copy_(new[name])
+    def train(self, batch: Batch) -> Tensor:
+        """One step of AdamW, its rate rising over 300 steps at most, then falling to 0."""
+        self.step += 1
+        rise = max(1, min(300, self.steps // 5))
+        fall = 0.5 + 0.5 * math.cos(math.pi * min(1, self.step / max(1, self.steps)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.trainee.recipe.learning_rate * min(self.step / rise, fall)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.trainee.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
+        self.optimizer.step()
+        self._average()
+        return loss.detach()
 
-    def offer(self, step: int, auc: float) -> None:
-        logger.info("step %d: validation AUC %.4f", step, auc)
-        if auc > self.auc:
-            self.auc, self.step = auc, step
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.trainee.recipe.average, self.step / (self.step + 10))
+        new, mine = self.trainee.state_dict(), self.model.state_dict()
+        floats = [name for name, tensor in mine.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([mine[n] for n in floats], [new[n] for n in floats], 1 - decay)
+
+    def offer(self, quality: float) -> None:
+        """Keep the average as it is now if it is the best so far."""
+        if quality > self.best:
+            self.best, self.best_step = quality, self.step
             self.state = {key: t.detach().clone() for key, t in self.model.state_dict().items()}
+
+
+def learned_tokenizer(
+    corpus: Corpus, window: int, vocabulary: int, seed: int
+) -> tuple[Tokenizer, NucleotideTokenizer]:
+    """Byte pairs learned on 4,000 windows of the training part, as written and as used."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(len(corpus.length), 4000, p=corpus.chances("training"))
+    begin = (rng.random(len(drawn)) * np.maximum(1, corpus.length[drawn] - window)).astype(np.int64)
+    windows = corpus.windows(drawn, begin, window)
+    bpe = train_tokenizer([letters(row).decode() for row in windows], vocabulary)
+    with TemporaryDirectory() as folder:
+        bpe.save(f"{folder}/tokenizer.json")
+        return bpe, NucleotideTokenizer(Path(folder) / "tokenizer.json")
+
+
+def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
+    """Write a model's folder."""
+    write_dnabert_s(out / "dnabert_s", model.nucleotide)
+    bpe.save(str(out / "dnabert_s/tokenizer.json"))
+    write_esm2(out / "esm2", model.protein)
+    write_weights(model.classifier.state_dict(), out / "classifier.safetensors")
+    dim = model.classifier.input_dim
+    return write_model(out, out.resolve().name, window, dim, **about)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Contigs whose frames are known, to be scored again and again."""
+
+    sample: Labelled
+    window: int
+    frames: Mapping[str, list[Any]]
+
+    def scored(self, classifier: MLPClassifier, embeddings: Float32Array) -> Scored:
+        """Windows as a classifier scores them."""
+        scores = frame_scores(classifier, embeddings)
+        return score_windows(self.sample, self.window, self.frames, scores)
+
+    def auc(self, classifier: MLPClassifier, embeddings: Float32Array) -> float:
+        """ROC AUC of the contigs that have frames."""
+        mean = score_contigs(self.scored(classifier, embeddings)).mean
+        some = np.isfinite(mean)
+        return roc_auc(self.sample.truth[some], mean[some])
+
+    def settle(self, model: Trainee, false: float) -> float:
+        """Weigh the nucleotides' vector as is best here, and make it call rarely: in place.
+
+        Composition is learned by heart sooner than proteins are, so less than full weight can tell
+        more of groups never seen. Returns the weight.
+        """
+        embeddings = frame_embeddings(model.nucleotide, model.protein, self.frames)
+        dim, classifier = model.nucleotide.dim, model.classifier
+
+        def weighed(weight: float) -> Float32Array:
+            halves = [embeddings[:, :dim] * np.float32(weight), embeddings[:, dim:]]
+            whole: Float32Array = np.hstack(halves)
+            return whole
+
+        weight = max(NUCLEOTIDE_WEIGHTS, key=lambda w: self.auc(classifier, weighed(w)))
+        shift = conservative(self.sample, self.scored(classifier, weighed(weight)), false)
+        with torch.no_grad():
+            classifier.hidden_layer.weight[:, :dim] *= weight
+            classifier.output_layer.bias[1] += shift
+        return weight
 
 
 def train(
@@ -185,110 +250,85 @@ def train(
     other: Sequence[Path],
     out: Path,
     *,
-    unlabelled: Sequence[Path] = (),
+    more_virus: Sequence[Path] = (),
+    more_other: Sequence[Path] = (),
     window: int = 500,
     device: str = "auto",
+    workers: int | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:
     """Train a model on viral and other FASTA, write its folder, and return its `training` record.
 
-    Accessions are held out by `heldout.part_of`: the validation part chooses when to stop and
-    balances the calls; the test part gives the figures, measured on the files as written.
-    `unlabelled` FASTA (its training part) serves the learning of composition alone. The folder's
-    name is the model's. The same seed gives the same model on one machine's CPU; on CUDA, sums in
-    varying order make small differences.
+    Groups are held out by `corpus.part_of`, and what shares k-mers with them: the validation part
+    chooses what is kept and how rarely it calls; the test part gives the figures, measured on the
+    files as written. `more_…` FASTA are for training alone. The folder's name is the model's.
+    Batches are made by `workers` processes, by default one a CPU but one on CUDA, none on CPU. The
+    same seed gives the same model on one machine's CPU; on CUDA, sums in varying order make small
+    differences.
 
     Raises InputError for bad FASTA, or when a part lacks one of the classes.
     """
     recipe = recipe or Recipe()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    sample = Labelled.read(virus, other)
-    training, validation, test = (
-        usable(sample, name, window) for name in ("training", "validation", "test")
-    )
-    more = Labelled(list(read_fasta(unlabelled)), frozenset()).part("training")
-    everything = Labelled([*training.contigs, *more.contigs], training.viral)
-    sizes = {"training": len(training.contigs), "validation": len(validation.contigs)}
-    sizes |= {"test": len(test.contigs), "unlabelled": len(more.contigs)}
-    logger.info("contigs: %s", sizes)
-
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    bpe = train_tokenizer(varied_frames(training, window, rng).nucleotide, recipe.vocabulary)
+    if workers is None:
+        cpus = len(os.sched_getaffinity(0))
+        workers = max(1, cpus - 1) if device.startswith("cuda") else 0
     with TemporaryDirectory() as folder:
-        bpe.save(f"{folder}/tokenizer.json")
-        tokenize = NucleotideTokenizer(Path(folder) / "tokenizer.json")
-    frames = varied_frames(everything, window, rng)
-    some = rng.permutation(len(frames.viral))[:4000]  # as many as there are hexamers
-    words = (
-        Composition(BASES, 6, [frames.nucleotide[i] for i in some], recipe.components),
-        Composition(RESIDUES, 2, [frames.protein[i] for i in some], recipe.components),
-    )
-    sides = (kind.axes.shape[1] for kind in words)
-    trainee = Trainee(recipe, tokenize, bpe.get_vocab_size(), *sides).to(device)
-    workers = 2 if device.startswith("cuda") else 0
-    how, decay = (window, tokenize, words), recipe.weight_decay
-    varied = (recipe.noise, recipe.mask)
+        corpus = Corpus.write(Path(folder) / "corpus", virus, other, more_virus, more_other)
+        held = {
+            part: Labelled.drawn(corpus, part, recipe.contigs, seed)
+            for part in ("validation", "test")
+        }
+        frames = usable_frames(held["validation"], window, "the validation part")
+        known = Look(held["validation"], window, frames)
+        usable_frames(held["test"], window, "the test part")
+        torch.manual_seed(seed)
+        bpe, tokenize = learned_tokenizer(corpus, window, recipe.vocabulary, seed)
+        # a kind in training alone, so in `more_…`, is none to tell; their numbers are the last
+        kinds = 1 + int(np.flatnonzero(corpus.measured).max())
+        trainee = Trainee(recipe, tokenize, bpe.get_vocab_size(), kinds).to(device)
+        how = (tokenize, recipe.batch, recipe.augmentation, seed)
+        course = Course(trainee, recipe.steps)
+        began, seen = time.monotonic(), 0
+        for batch in Batches(corpus, window, *how).stream(recipe.steps, workers):
+            loss = course.train(batch)
+            seen += len(batch.viral)
+            if course.step % recipe.look == 0 or course.step == recipe.steps:
+                rate = seen / (time.monotonic() - began)
+                average = course.model
+                embeddings = frame_embeddings(average.nucleotide, average.protein, known.frames)
+                auc = known.auc(average.classifier, embeddings)
+                course.offer(auc)
+                logger.info(
+                    "step %d of %d, loss %.3f, validation contigs' AUC %.4f, %.0f frames/s",
+                    course.step, recipe.steps, loss, auc, rate,
+                )  # fmt: skip
 
-    warmup = Batches(everything, *how, recipe.warmup_batch, *varied, (seed, 0))
-    with closing(warmup.stream(workers)) as source:
-        steps, rate = recipe.warmup_steps, recipe.warmup_rate
-        _optimise(trainee, source, steps, rate, decay, lambda batch: trainee(batch)[1])
-
-    known = frames_of(validation, window)
-    average = _Average(trainee, recipe.average)
-
-    def look() -> Scored:
-        model = average.model
-        scores = frame_scores(model.nucleotide, model.protein, model.classifier, known)
-        return score_windows(validation, window, known, scores)
-
-    def loss_of(batch: Batch) -> Tensor:
-        logits, error = trainee(batch)
-        viral, weight = (torch.from_numpy(a).to(device) for a in (batch.viral, batch.weight))
-        loss = F.cross_entropy(
-            logits, viral, reduction="none", label_smoothing=recipe.label_smoothing
-        )
-        weighed: Tensor = (loss * weight).mean() + recipe.composition_loss * error
-        return weighed
-
-    def after(step: int) -> None:
-        average.update()
-        if step % LOOK == 0 or step == recipe.steps:
-            average.offer(step, figures(validation, look())["windows"]["auc"])
-
-    labelled = Batches(training, *how, recipe.batch, *varied, (seed, 1))
-    with closing(labelled.stream(workers)) as source:
-        _optimise(trainee, source, recipe.steps, recipe.learning_rate, decay, loss_of, after)
-
-    average.model.load_state_dict(average.state)
-    with torch.no_grad():
-        average.model.classifier.hidden_layer.weight[:, : recipe.dim] *= recipe.nucleotide_weight
-    shift = balance(validation, look())
-    with torch.no_grad():
-        average.model.classifier.output_layer.bias[1] += shift
-
-    write_dnabert_s(out / "dnabert_s", average.model.nucleotide)
-    bpe.save(str(out / "dnabert_s/tokenizer.json"))
-    write_esm2(out / "esm2", average.model.protein)
-    write_weights(average.model.classifier.state_dict(), out / "classifier.safetensors")
-    name, dim = out.resolve().name, 2 * recipe.dim
-    model = write_model(out, name, window, dim)
+    course.model.load_state_dict(course.state)
+    weight = known.settle(course.model, recipe.false_positives)
+    model = store(course.model, bpe, out, window)
     record: dict[str, Any] = {
-        "virus": [path.name for path in virus],
-        "other": [path.name for path in other],
-        "unlabelled": [path.name for path in unlabelled],
-        "contigs": sizes,
-        "split": "by sha256 of the accession (the id up to the first #, without its version)",
+        "files": {
+            name: [path.name for path in files]
+            for name, files in (
+                ("virus", virus), ("other", other),
+                ("more_virus", more_virus), ("more_other", more_other),
+            )
+        },
+        "megabases": {
+            part: round(float(corpus.length[corpus.part == i].sum()) / 1e6, 3)
+            for i, part in enumerate(PARTS)
+        },
         "shares": PARTS,
         "seed": seed,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "recipe": asdict(recipe),
-        "kept_step": average.step,
-        "validation": evaluate(model, validation, device),
-        "test": evaluate(model, test, device),
-    }
-    write_model(out, name, window, dim, training=record)
+        "kept_step": course.best_step,
+        "nucleotide_weight": weight,
+        "validation": evaluate(model, held["validation"], device),
+        "test": evaluate(model, held["test"], device),
+    }  # fmt: skip
+    store(course.model, bpe, out, window, training=record)
     return record

@@ -116,8 +116,11 @@ def train(
     virus: VirusFasta,
     other: OtherFasta,
     output: Output,
-    unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="FASTA to learn sequences from, not classes.")
+    more_virus: Annotated[
+        list[Path] | None, typer.Option(help="More viral FASTA, for training alone.")
+    ] = None,
+    more_other: Annotated[
+        list[Path] | None, typer.Option(help="More other FASTA, for training alone.")
     ] = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -131,7 +134,8 @@ def train(
         virus,
         other,
         output,
-        unlabelled=unlabelled or [],
+        more_virus=more_virus or [],
+        more_other=more_other or [],
         window=window,
         seed=seed,
         device=str(parse_devices(device)[0]),
@@ -146,13 +150,13 @@ def evaluate(
     model: ModelName,
     models_dir: ModelsDir = None,
     test_part: Annotated[
-        bool, typer.Option("--test-part", help="Only accessions that `train` held out.")
+        bool, typer.Option("--test-part", help="Contigs cut from the groups that `train` held out.")
     ] = False,
 ) -> None:
-    """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
-    from virnucpro_core.heldout import Labelled, evaluate, usable
+    """Measure a model on labelled FASTA: ROC AUC, sensitivity, specificity, by length and kind."""
+    from virnucpro_core.heldout import Labelled, evaluate
     from virnucpro_core.models.store import resolve_model
 
-    sample, chosen = Labelled.read(virus, other), resolve_model(model, models_dir)
-    part = usable(sample, "test" if test_part else None, chosen.window)
-    typer.echo(json.dumps(evaluate(chosen, part), indent=2))
+    chosen = resolve_model(model, models_dir)
+    sample = Labelled.test_part(virus, other) if test_part else Labelled.read(virus, other)
+    typer.echo(json.dumps(evaluate(chosen, sample), indent=2))

@@ -76,9 +76,14 @@ def test_every_contig_is_called_once(results: Path) -> None:
         assert [row["contig"] for row in rows(results / sample / "contigs.tsv")] == contigs
 
 
-def test_phage_lambda_is_a_virus(results: Path) -> None:
-    calls = {row["contig"]: row["call"] for row in rows(results / "phages" / "contigs.tsv")}
-    assert calls["lambda"] == "virus"
+def test_phages_are_viruses_and_a_chloroplast_is_none(results: Path) -> None:
+    calls = {
+        row["contig"]: row["call"]
+        for sample in ("phages", "others")
+        for row in rows(results / sample / "contigs.tsv")
+    }
+    assert calls["phix174"] == calls["lambda_2000bp"] == "virus"
+    assert calls["chloroplast_4000bp"] == calls["streptomyces"] == "other"
 
 
 def test_pieces_and_samples_are_tasks_of_their_own(results: Path) -> None:

@@ -143,7 +143,7 @@ def run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_run_with_killed_cancelled_and_overdue_jobs_finishes(run: Run) -> None:
     calls = rows(run.folder / "results" / "phages" / "contigs.tsv")
-    assert {row["contig"]: row["call"] for row in calls}["lambda"] == "virus"
+    assert {row["contig"]: row["call"] for row in calls}["phix174"] == "virus"
 
 
 def test_every_task_was_a_job(run: Run) -> None:
@@ -229,4 +229,4 @@ def test_job_whose_node_is_taken_away_is_tried_again(cluster: Cluster, tmp_path:
     assert code in ("-", "143")  # none, or that of the signal which ended it
     assert last == "0"
     calls = rows(tmp_path / "results" / "phages" / "contigs.tsv")
-    assert {row["contig"]: row["call"] for row in calls}["lambda"] == "virus"
+    assert {row["contig"]: row["call"] for row in calls}["phix174"] == "virus"

@@ -7,6 +7,14 @@ class VirNucProError(Exception):
     exit_code = 1
 
 
+class MachineError(VirNucProError):
+    """A disk is full, fails, or a limit of the machine is reached; no file is to blame for it."""
+
+
+class BusyError(VirNucProError):
+    """Another process is at work on the same files."""
+
+
 class InputError(VirNucProError):
     """Bad input or usage."""
 
@@ -26,6 +34,6 @@ class GpuMemoryError(VirNucProError):
 
 
 class StoppedError(VirNucProError):
-    """Stopped by a signal; the same command goes on where it stood."""
+    """Stopped by a signal, or for want of memory; the same command goes on where it stood."""
 
     exit_code = 75

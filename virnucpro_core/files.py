@@ -1,40 +1,137 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and folders that one process at a time works in."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from virnucpro_core.errors import InputError
+from virnucpro_core.errors import BusyError, InputError, MachineError
+
+logger = logging.getLogger("virnucpro.files")
+
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EROFS,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOLCK,
+    }
+)
+"""What a machine lacks or breaks; it says nothing about the file that was read or written."""
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO})
+
+
+def blame_machine(error: BaseException, path: Path) -> None:
+    """Raise MachineError, naming the path, where an error is the machine's fault; else do nothing.
+
+    To be called first wherever an error is read as a verdict on a file.
+    """
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        raise MachineError(
+            f"{path}: {os.strerror(error.errno)}; nothing finished is lost, mend that and run the "
+            "same command again."
+        ) from error
+
+
+@contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Faults of the machine in here become a MachineError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        blame_machine(error, path)
+        raise
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write in `path`'s stead; synced and renamed to it at the end, removed on error.
 
-    A killed process leaves at most a `.partial` file, which the next run overwrites.
+    A killed process leaves at most a `.partial` file, which the next run overwrites. Raises
+    MachineError where the disk is full or fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        yield aside
-        with aside.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        aside.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems can't sync a folder
-                raise
-        finally:
-            os.close(folder)
+        with blamed(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield aside
+            with aside.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            aside.replace(path)
+            sync_folder(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed into a folder outlast a crash of the machine."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems can't sync a folder
+            raise
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def locked(path: Path, sentence: str) -> Iterator[None]:
+    """Hold the lock file `path`, made where it is missing, and removed at the end.
+
+    The kernel ends the lock with the process, however that ends. The file is open for writing,
+    since NFS has no other locks. Raises BusyError with the sentence where another process holds
+    it; on a file system without locks, a warning says that nothing keeps two apart.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with blamed(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(sentence) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                logger.warning(
+                    "%s: this file system has no locks (%s); see to it that no other run works "
+                    "here at the same time",
+                    path.parent,
+                    error.strerror,
+                )
+            if not _is(file, path):  # its holder has just finished and removed it
+                continue
+            try:
+                yield
+            finally:
+                if _is(file, path):  # else its folder went with the work
+                    path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(file)
+
+
+def _is(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def keep_apart(output: Path, inputs: Iterable[Path]) -> None:

@@ -59,9 +59,7 @@ class Labelled:
         viral, others = list(read_fasta(virus)), list(read_fasta(other))
         ids = frozenset(contig.id for contig in viral)
         if both := [contig.id for contig in others if contig.id in ids]:
-            raise InputError(
-                f"contig {both[0]!r} is among virus and other; take it out of one."
-            )
+            raise InputError(f"contig {both[0]!r} is among virus and other; take it out of one.")
         return cls(viral + others, ids)
 
     def part(self, name: str) -> Labelled:

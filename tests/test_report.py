@@ -226,7 +226,7 @@ def test_results_of_earlier_runs_are_named_and_not_counted(tmp_path: Path) -> No
     virnucpro("report", classified(tmp_path / "a", ROWS), "-o", tmp_path / "r.html")
     assert "earlier runs" not in (tmp_path / "r.html").read_text()
     words = [word for number in range(22) for word in ("--earlier", f"old{number}")]
-    virnucpro("report", tmp_path / "a", *words, "-o", tmp_path / "r.html")
+    virnucpro("report", tmp_path / "a", *words, "--earlier", "S", "-o", tmp_path / "r.html")
     page = Page((tmp_path / "r.html").read_text())
     assert "results of earlier runs that it does not include: old0, old1," in page.words
     assert "old19 and 2 more." in page.words

@@ -188,7 +188,8 @@ def report(
     results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
     output: Output,
     earlier: Annotated[
-        list[str] | None, typer.Option(help="A folder of an earlier run beside the page.")
+        list[str] | None,
+        typer.Option(help="A folder of results beside the page."),
     ] = None,
 ) -> None:
     """One self-contained page for all samples of a run."""

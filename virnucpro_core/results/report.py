@@ -208,8 +208,8 @@ def write_report(
     """Write the page for the samples whose `classify` folders are given, in that order.
 
     A folder with a `refused.txt` instead is that of a sample which was left out: the page names it,
-    with its reason. earlier: folders beside the page that are not of this run, which it names too.
-    Reads summary.json and contigs.tsv alone, the latter as a stream. Writes `path`, and beside it
+    with its reason. earlier: folders of results beside the page, of which it names those that are
+    of no sample here. Reads summary.json and contigs.tsv alone, the latter as a stream. Writes `path`, and beside it
     `virnucpro_mqc.json` and `virnucpro_calls_mqc.json` for MultiQC; the same input gives the same
     bytes. Raises InputError when a folder lacks a file or two samples have one name.
     """
@@ -246,7 +246,7 @@ def write_report(
         version=__version__,
         samples=[sample.summary for sample in samples],
         left_out=left_out,
-        earlier=earlier,
+        earlier=[name for name in earlier if name not in paths],
         paths=paths,
         total=total,
         ways=_made_by(samples),

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from virnucpro_core.embedding.blocks import block_writer, claimed, read_blocks
 from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.embedding.estimate import cpu_warning
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
@@ -191,6 +192,8 @@ def embed(
     if _finished(output, origin, meta):
         logger.info("%s is complete already", output)
         return
+    if devices[0].type == "cpu" and (warning := cpu_warning(frames, model)):
+        logger.warning(warning)
     key = hashlib.sha256(json.dumps([meta.digest, vars(origin)], sort_keys=True).encode())
     beside = output.with_name(f"{output.name}.blocks")
     with claimed([checkpoint_dir or beside, beside], key.hexdigest()[:16]) as blocks:

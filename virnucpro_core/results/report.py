@@ -209,9 +209,10 @@ def write_report(
 
     A folder with a `refused.txt` instead is that of a sample which was left out: the page names it,
     with its reason. earlier: folders of results beside the page, of which it names those that are
-    of no sample here. Reads summary.json and contigs.tsv alone, the latter as a stream. Writes `path`, and beside it
-    `virnucpro_mqc.json` and `virnucpro_calls_mqc.json` for MultiQC; the same input gives the same
-    bytes. Raises InputError when a folder lacks a file or two samples have one name.
+    of no sample here. Reads summary.json and contigs.tsv alone, the latter as a stream. Writes
+    `path`, and beside it `virnucpro_mqc.json` and `virnucpro_calls_mqc.json` for MultiQC; the same
+    input gives the same bytes. Raises InputError when a folder lacks a file or two samples have one
+    name.
     """
     if not outs:
         raise InputError("no folder to report on; give those that `virnucpro classify` wrote.")

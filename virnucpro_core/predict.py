@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from virnucpro_core.embedding.devices import leased, parse_devices
+from virnucpro_core.embedding.devices import parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError
@@ -68,8 +68,7 @@ def predict(
             for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
         )
         translate(split(paths, work), frames, chosen.window)
-        with leased(devices) as places:
-            embed(frames, shard, chosen, devices=places, precision=precision, force=force)
+        embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
         merge([shard], [frames], embeddings)
         table = classify(
             embeddings,

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.engine import Job, join_blocks, run_schedule
+from virnucpro_core.embedding.engine import Job, begin, finish, origin_of, run_schedule
 from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
-from virnucpro_core.embedding.shards import Origin
 from virnucpro_core.embedding.timing import Stages
-from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.schema import frame_meta
 
@@ -97,17 +95,15 @@ def profile(frames: Path, model: Model, device: torch.device, precision: str) ->
             activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
         )
     with TemporaryDirectory(dir=frames.parent) as folder:
-        blocks = Path(folder) / "blocks"
-        blocks.mkdir()
-        job = Job(frames, model, precision, None, blocks)
-        origin = Origin(
-            model.name, model.encoder_weights, model.window, precision, packing_enabled()
-        )
+        place = Path(folder) / "work"
         with profiler as recorded:
             start = time.perf_counter()
-            run_schedule(encoder, schedule, job, stages, Event())
-            with stages("join"):
-                join_blocks(job, Path(folder) / "shard.h5", origin, meta)
+            with stages("begin"):
+                done = begin(place, frames, meta, origin_of(model, precision), model.dim)
+            job = Job(frames, model, precision, None, place, done)
+            run_schedule(encoder, schedule, job, 0, stages, Event())
+            with stages("finish"):
+                finish(place, Path(folder) / "shard.h5", meta.rows)
             file_to_file = time.perf_counter() - start  # the profiler's own end takes seconds
     tokens = int(lengths.sum())
     return {

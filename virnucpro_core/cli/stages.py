@@ -105,7 +105,7 @@ def embed(
     precision: PrecisionOption = None,
     force: Force = False,
     checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Where finished blocks are kept; else beside the output.")
+        Path | None, typer.Option(help="Where finished rows are kept; else beside the output.")
     ] = None,
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
@@ -115,21 +115,20 @@ def embed(
     ] = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
-    from virnucpro_core.embedding.devices import leased
     from virnucpro_core.embedding.engine import embed
     from virnucpro_core.models.store import resolve_model
 
-    with leased(devices, gpus) as places:
-        embed(
-            frames,
-            output,
-            resolve_model(model, models_dir),
-            devices=places,
-            precision=precision,
-            force=force,
-            checkpoint_dir=checkpoint_dir,
-            token_budget=token_budget,
-        )
+    embed(
+        frames,
+        output,
+        resolve_model(model, models_dir),
+        devices=devices,
+        gpus=gpus,
+        precision=precision,
+        force=force,
+        checkpoint_dir=checkpoint_dir,
+        token_budget=token_budget,
+    )
 
 
 def _listed(paths: list[Path], suffix: str) -> list[Path]:

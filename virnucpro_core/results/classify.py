@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import torch
 
 from virnucpro_core import __version__
-from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
+from virnucpro_core.embedding.hdf5 import open_h5
+from virnucpro_core.embedding.shards import EmbeddingFile, Source
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier

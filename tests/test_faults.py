@@ -73,8 +73,8 @@ def test_embed_task_killed_half_way_goes_on_from_its_checkpoint(tmp_path: Path) 
     (tmp_path / "many.fasta").write_text(copies)
     blocks = tmp_path / "checkpoints"
     kill = (
-        f"(until [ -s {blocks}/*/rank0.journal ]; do sleep 0.05; done; pkill -KILL -f 'checkpoint-dir.{{0,2}}"
-        f"{blocks}') > /dev/null 2>&1 &"
+        f"(until [ -s {blocks}/*/rank0.journal ]; do sleep 0.05; done; "
+        f"pkill -KILL -f 'checkpoint-dir.{{0,2}}{blocks}') > /dev/null 2>&1 &"
     )
     (tmp_path / "kill.config").write_text(
         "env.VIRNUCPRO_DISABLE_PACKING = 'true'\n"

@@ -107,7 +107,7 @@ def test_embed_killed_a_hundred_times_gives_the_unbroken_runs_rows(
                 kills[run.kill(process, rng)] += 1
                 _, said = process.communicate(timeout=120)
                 assert process.returncode in (0, 75, *(-n for n in (9, 15, 2))), said
-                assert "Traceback" not in said.replace("KeyboardInterrupt", ""), said
+                assert "Traceback" not in said or said.endswith("KeyboardInterrupt\n"), said
             run.follow(said)
             run.check()
             if process.returncode == 0:

@@ -49,6 +49,21 @@ def stop_on_signal() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes started in here do not see Ctrl-C, of which their parent tells them, until they
+    listen to signals themselves: it would end their imports in a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _log_into(log: Path, device: str, level: int) -> None:
     """Send stdout and stderr into `log`, as file descriptors, so that native code's go there too.
 
@@ -108,7 +123,8 @@ class _Worker:
         self._report, sender = spawn.Pipe(duplex=False)
         own = (sender, log, logging.getLogger("virnucpro").getEffectiveLevel())
         self.process = spawn.Process(target=_work, args=(rank_of, job, device, rank, world, own))
-        self.process.start()
+        with _uninterrupted():
+            self.process.start()
         sender.close()
 
     def failure(self) -> VirNucProError | None:
@@ -127,7 +143,8 @@ class _Worker:
             lines = file.read().decode(errors="replace").splitlines()[-10:]
         said = "".join(f"\n  {line}" for line in lines) or " nothing"
         # what killed it from outside may be gone on the next try; a fault of its own would not
-        kind = StoppedError if code == -signal.SIGKILL else VirNucProError
+        outside = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        kind = StoppedError if -code in outside else VirNucProError
         return kind(
             f"the worker on {self.device} {how}; what is finished is kept, run the same command "
             f"to go on. {self.log} says last:{said}"

@@ -100,7 +100,7 @@ def write_shard(
 
     Raises ValueError, and leaves no file, when the parts are not as many rows as ids.
     """
-    with written_aside(path) as aside, h5py.File(aside, "w") as file:
+    with written_aside(path) as aside, h5py.File(aside, "w", locking=False) as file:
         create_ids(file, ids)
         embedding = create_embedding(file, len(ids), dim)
         at = 0
@@ -245,7 +245,7 @@ def write_merged(path: Path, files: Sequence[EmbeddingFile], dim: int, *, copy: 
     """Join shards, in order, into one file: a virtual dataset over them, or a copy."""
     rows = sum(file.rows for file in files)
     copy = copy or rows == 0  # HDF5 has no virtual dataset without rows
-    with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as out:
+    with written_aside(path) as aside, h5py.File(aside, "w", libver="latest", locking=False) as out:
         sources = [source for file in files for source in file.sources]
         names = [_relative(source.path, path.parent) for source in sources]
         if copy:

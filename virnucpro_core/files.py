@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -93,6 +93,27 @@ def written_aside(path: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
             aside.replace(target)
             sync_folder(target.parent)
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; those that were not there go again where it stays empty.
+
+    So nothing is left of a run that was refused. InputError where a file is in the way.
+    """
+    lacking = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in (folder, *folder.parents):
+        if one.exists() and not one.is_dir():
+            raise InputError(f"{one}: is a file where a folder has to be; name another output.")
+    with blamed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what holds something stays
+            for one in lacking:
+                one.rmdir()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from virnucpro_core.cli.options import (
+    Device,
     ModelName,
     ModelsDir,
     OtherFasta,
@@ -27,10 +28,10 @@ def validate(
     frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
     model: ModelName,
     precision: Annotated[Precision, typer.Option(help="The one in question.")],
-    against: Annotated[Precision, typer.Option(help="The reference.")] = Precision.fp32,
+    against: Annotated[Precision, typer.Option(help="The reference.")] = "fp32",
     models_dir: ModelsDir = None,
     sample: Annotated[int, typer.Option(min=1, help="Frames to compare, at most.")] = 1000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
     min_agreement: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of frames called alike.")
     ] = 0.999,
@@ -76,7 +77,7 @@ def benchmark(
     section: Annotated[
         list[str] | None, typer.Option(help="Only this part; may be repeated. Default: all.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Time both encoders against this machine's limits, each line with its bar; needs no model."""
     from virnucpro_core.benchmark import benchmark
@@ -91,7 +92,7 @@ def profile(
     frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
     model: ModelName,
     models_dir: ModelsDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
     precision: PrecisionOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")
@@ -121,7 +122,7 @@ def train(
     ] = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
     from virnucpro_core.embedding.devices import parse_devices

@@ -95,8 +95,8 @@ def predict(
             scores = _kept(out, given, chosen, precision)
             if scores is not None and _is_finished(out, settings):
                 logger.info("%s is finished already", out)
-                table = read_contigs(out / "contigs.tsv")
-            elif scores is not None:
+                return read_contigs(out / "contigs.tsv")
+            if scores is not None:
                 logger.info("%s: calling again from the scores kept there", out)
                 split(paths, work, given=given, force=True)
                 table = call(scores, work / "contigs.parquet", out, given, **settings)

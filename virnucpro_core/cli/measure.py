@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,9 +20,20 @@ from virnucpro_core.cli.options import (
     PrecisionOption,
     VirusFasta,
 )
-from virnucpro_core.errors import VirNucProError
+from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.files import locked, made, written_aside
 
 app = typer.Typer()
+
+
+@contextmanager
+def _json_into(path: Path | None) -> Iterator[dict[str, Any]]:
+    """A dict that is written as JSON at the end, to a file that can be, which is found out now."""
+    record: dict[str, Any] = {}
+    with written_aside(path) if path is not None else nullcontext() as aside:
+        yield record
+        if aside is not None:
+            aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
 @app.command()
@@ -47,19 +60,19 @@ def validate(
     from virnucpro_core.models.store import resolve_model
     from virnucpro_core.validate import validate
 
-    outcome = validate(
-        frames,
-        resolve_model(model, models_dir),
-        precision,
-        against,
-        device=parse_devices(device)[0],
-        sample=sample,
-        min_agreement=min_agreement,
-        min_cosine=min_cosine,
-    )
+    with _json_into(json_file) as record:
+        outcome = validate(
+            frames,
+            resolve_model(model, models_dir),
+            precision,
+            against,
+            device=parse_devices(device)[0],
+            sample=sample,
+            min_agreement=min_agreement,
+            min_cosine=min_cosine,
+        )
+        record.update(outcome.record())
     typer.echo(str(outcome))
-    if json_file is not None:
-        json_file.write_text(json.dumps(outcome.record(), indent=2) + "\n")
     if outcome.misses:
         raise VirNucProError(
             f"{model} in {precision} is below the bar: {'; '.join(outcome.misses)}."
@@ -105,11 +118,10 @@ def profile(
 
     place = parse_devices(device)[0]
     chosen = precision or default_precision(place)
-    result = profile(frames, resolve_model(model, models_dir), place, chosen)
-    for line in lines(result):
+    with _json_into(json_file) as record:
+        record.update(profile(frames, resolve_model(model, models_dir), place, chosen))
+    for line in lines(record):
         typer.echo(line)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 @app.command()
@@ -123,20 +135,30 @@ def train(
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model that is there.")
+    ] = False,
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.train import train
 
-    record = train(
-        virus,
-        other,
-        output,
-        unlabelled=unlabelled or [],
-        window=window,
-        seed=seed,
-        device=str(parse_devices(device)[0]),
-    )
+    place = str(parse_devices(device)[0])
+    if (output / "model.json").exists() and not force:
+        raise InputError(
+            f"{output}: holds a model already; name another folder, or --force to replace it."
+        )
+    busy = f"{output}: another process works there; wait for it, or name another folder."
+    with made(output), locked(output / ".lock", busy):
+        record = train(
+            virus,
+            other,
+            output,
+            unlabelled=unlabelled or [],
+            window=window,
+            seed=seed,
+            device=place,
+        )
     typer.echo(json.dumps(record["test"], indent=2))
 
 
@@ -146,14 +168,17 @@ def evaluate(
     other: OtherFasta,
     model: ModelName,
     models_dir: ModelsDir = None,
+    device: Device = "auto",
     test_part: Annotated[
         bool, typer.Option("--test-part", help="Only accessions that `train` held out.")
     ] = False,
 ) -> None:
     """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
+    from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.heldout import Labelled, evaluate, usable
     from virnucpro_core.models.store import resolve_model
 
-    sample, chosen = Labelled.read(virus, other), resolve_model(model, models_dir)
+    place, chosen = parse_devices(device)[0], resolve_model(model, models_dir)
+    sample = Labelled.read(virus, other)
     part = usable(sample, "test" if test_part else None, chosen.window)
-    typer.echo(json.dumps(evaluate(chosen, part), indent=2))
+    typer.echo(json.dumps(evaluate(chosen, part, str(place)), indent=2))

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from virnucpro_core.errors import StoppedError, VirNucProError
+from virnucpro_core.errors import InputError, StoppedError, VirNucProError
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -62,6 +62,22 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+UNGUARDED = (
+    "a second device has a process of its own, which runs the script once more to find its "
+    'functions: put what the script does under `if __name__ == "__main__":`, in a file.'
+)
+
+
+def refuse_respawn() -> None:
+    """End a process that is being spawned and, for want of a main guard, does it all once more.
+
+    To be called first by whatever spawns, before it waits for locks that the first one holds. The
+    process that spawned it says why (see `_Worker.failure`).
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(InputError.exit_code)
 
 
 def _log_into(log: Path, device: str, level: int) -> None:
@@ -118,7 +134,7 @@ class _Worker:
 
     def __init__(self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path):
         self.device, self.log = device, log
-        log.write_bytes(b"")
+        log.unlink(missing_ok=True)  # its own first act is to make it
         spawn = multiprocessing.get_context("spawn")
         self._report, sender = spawn.Pipe(duplex=False)
         own = (sender, log, logging.getLogger("virnucpro").getEffectiveLevel())
@@ -135,12 +151,16 @@ class _Worker:
             return outcome
         except (EOFError, OSError):
             code = self.process.exitcode or 0
+        if code == InputError.exit_code and not self.log.exists():
+            return InputError(UNGUARDED)
         names = {-number: number.name for number in signal.Signals}
         how = f"ended with code {code}" if code >= 0 else f"was killed by {names.get(code, -code)}"
         how += " (memory may have run out)" if code == -signal.SIGKILL else ""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - 65_536))
-            lines = file.read().decode(errors="replace").splitlines()[-10:]
+        lines: list[str] = []
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 65_536))
+                lines = file.read().decode(errors="replace").splitlines()[-10:]
         said = "".join(f"\n  {line}" for line in lines) or " nothing"
         # what killed it from outside may be gone on the next try; a fault of its own would not
         outside = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -158,6 +178,7 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) ->
     its log lines appear here too. All are waited for, so that a failed one takes no other's work
     with it. Raises the first failure; a signal is passed on to all and raises StoppedError.
     """
+    refuse_respawn()
     world = len(devices)
     with stop_on_signal() as stop:
         if world == 1:

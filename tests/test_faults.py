@@ -68,14 +68,14 @@ def test_resume_after_the_head_was_killed_runs_only_what_is_missing(tmp_path: Pa
 
 
 def test_embed_task_killed_half_way_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    """The killer acts once a block is finished; the second try keeps it."""
+    """The killer acts once rows are finished; the second try keeps them."""
     fasta = re.sub(r"^(>\S+).*", r"\1", (DEMO / "phages.fasta").read_text(), flags=re.MULTILINE)
     copies = "".join(re.sub(r"^>", f">{n}_", fasta, flags=re.MULTILINE) for n in range(12))
     (tmp_path / "many.fasta").write_text(copies)
     blocks = tmp_path / "checkpoints"
     kill = (
-        f"(until ls {blocks}/*/*.npy; do sleep 0.05; done; pkill -KILL -f 'checkpoint-dir.{{0,2}}"
-        f"{blocks}') > /dev/null 2>&1 &"
+        f"(until [ -s {blocks}/*/rank0.journal ]; do sleep 0.05; done; "
+        f"pkill -KILL -f 'checkpoint-dir.{{0,2}}{blocks}') > /dev/null 2>&1 &"
     )
     (tmp_path / "kill.config").write_text(
         "env.VIRNUCPRO_DISABLE_PACKING = 'true'\n"

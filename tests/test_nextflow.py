@@ -149,6 +149,17 @@ def test_every_report_that_tower_names_is_there(results: Path) -> None:
     assert all(any(results.glob(pattern)) for pattern in named)
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-preview"], ["--outdr", "x"], ["--input", "gone.fa"]], ids="=".join
+)
+def test_records_of_the_last_run_outlast_what_is_no_run(words: list[str], launched: Path) -> None:
+    info = launched / "results" / "pipeline_info"
+    before = {path.name: path.read_bytes() for path in info.iterdir()}
+    said = pipeline(launched, *words).stdout
+    assert {path.name: path.read_bytes() for path in info.iterdir()} == before
+    assert "left out" not in said
+
+
 def test_software_versions_are_told(results: Path) -> None:
     versions = (results / "pipeline_info" / "software_versions.yml").read_text()
     assert f"VIRNUCPRO_EMBED:\n    virnucpro: {vnp.__version__}\n" in versions
@@ -197,6 +208,17 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
     assert tasks(tmp_path / "results", "FAILED") == {"EMBED": 1}
     assert tasks(tmp_path / "results", "COMPLETED")["EMBED"] == 2
     assert (tmp_path / "results" / "phages" / "contigs.tsv").exists()
+
+
+@pytest.mark.parametrize("code", [1, 139])
+def test_full_disk_and_crash_are_not_tried_again(code: int, tmp_path: Path) -> None:
+    (tmp_path / "crash.config").write_text(
+        f"process {{ withName: VIRNUCPRO_SPLIT {{ beforeScript = 'exit {code}' }} }}\n"
+    )
+    words = ["-stub", "-c", "crash.config", "--input", f"{DEMO}/phages.fasta", "--model", "mini"]
+    run = nextflow(tmp_path, "run", f"{ROOT}/main.nf", *words)
+    assert run.returncode != 0
+    assert tasks(tmp_path / "results", "FAILED") == {"SPLIT": 1}
 
 
 @pytest.mark.parametrize(

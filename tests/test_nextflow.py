@@ -152,10 +152,13 @@ def test_every_report_that_tower_names_is_there(results: Path) -> None:
 @pytest.mark.parametrize(
     "words", [["--help"], ["-preview"], ["--outdr", "x"], ["--input", "gone.fa"]], ids="=".join
 )
-def test_records_of_the_last_run_outlast_what_is_no_run(words: list[str], launched: Path) -> None:
-    info = launched / "results" / "pipeline_info"
+def test_records_of_the_last_run_outlast_what_is_no_run(
+    words: list[str], results: Path, tmp_path: Path
+) -> None:
+    info = tmp_path / "results" / "pipeline_info"
+    shutil.copytree(results / "pipeline_info", info)
     before = {path.name: path.read_bytes() for path in info.iterdir()}
-    said = pipeline(launched, *words).stdout
+    said = pipeline(tmp_path, *words).stdout
     assert {path.name: path.read_bytes() for path in info.iterdir()} == before
     assert "left out" not in said
 
@@ -244,6 +247,19 @@ def test_refusal_of_a_task_reaches_the_user_as_the_last_word(
     assert sentence in last
     assert "Traceback" not in run.stdout
     assert "retried" not in run.stdout
+
+
+def test_sentence_of_a_full_disk_is_the_last_word(tmp_path: Path) -> None:
+    """A stand-in for the tool says it."""
+    (tmp_path / "path").mkdir()
+    tool = tmp_path / "path" / "virnucpro"
+    tool.write_text(
+        "#!/bin/sh\necho 'virnucpro: /x: No space left on device; mend that' >&2\nexit 1\n"
+    )
+    tool.chmod(0o755)
+    run = pipeline(tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}")
+    *_, last = (line for line in run.stdout.splitlines() if line.startswith("ERROR ~ "))
+    assert last == "ERROR ~ virnucpro: /x: No space left on device; mend that"
 
 
 def test_another_pipeline_takes_the_subworkflow_in(tmp_path: Path) -> None:

@@ -187,12 +187,17 @@ def cells(line, separator) {
     return line.split(separator + '(?=([^"]*"[^"]*")*[^"]*$)', -1).collect { cell -> cell.replaceAll('["\\uFEFF]', '').trim() }
 }
 
+/** Whether Nextflow would hand this path to the shell unquoted. */
+def upsetsShell(path) {
+    return path.scheme == 'file' && path.toAbsolutePath().toString() =~ /[$\p{Cntrl}]/
+}
+
 /**
  * The file, under another name where Nextflow would hand its own to the shell unquoted: a link, or a copy on another
  * disk, that is the same at each run.
  */
 def withPlainName(fasta, workDir) {
-    if (fasta.scheme != 'file' || !(fasta.toString() =~ /[$\p{Cntrl}]/)) {
+    if (!upsetsShell(fasta)) {
         return fasta
     }
     def plain = workDir.resolve("inputs/${fasta.toString().md5()}/${fasta.name.replaceAll(/[^A-Za-z0-9._-]+/, '_')}")
@@ -242,7 +247,7 @@ def checkModel(params, workflow) {
     if (params.models_dir && !folder.exists()) {
         error("--models_dir ${store}: no such folder; check the path.")
     }
-    if (params.models_dir && folder.toString() =~ /[$\p{Cntrl}]/) {
+    if (params.models_dir && upsetsShell(folder)) {
         error("--models_dir ${store}: Nextflow can't hand such a path to a task; name a link to it without the odd letter.")
     }
     if (!folder.resolve("${params.model}/model.json").exists()) {
@@ -257,6 +262,9 @@ def checkMachine(params, workflow, samples, model) {
     def profiles = workflow.profile.tokenize(',')
     if (java.nio.charset.Charset.defaultCharset() != java.nio.charset.StandardCharsets.UTF_8) {
         log.warn("Nextflow's Java writes ${java.nio.charset.Charset.defaultCharset()}, which cuts its report: export LC_ALL=C.UTF-8 before it.")
+    }
+    [workflow.workDir, workflow.projectDir].findAll { folder -> upsetsShell(folder) }.each { folder ->
+        error("${folder}: Nextflow can't hand such a path to a task; work from a folder without the odd letter, or name one with -work-dir.")
     }
     if (config.conda?.enabled && !file("${workflow.projectDir}/dist/virnucpro-${workflow.manifest.version}-py3-none-any.whl").exists()) {
         error("-profile conda: its environments install this checkout's package, which is not built: run `make wheel` in ${workflow.projectDir} once.")
@@ -344,10 +352,11 @@ def earlierResults(outdir, called) {
         .sort()
 }
 
-/** What to tell of a failed run: the sentence with which a task refused, if one did. */
+/** What to tell of a failed run: the sentence with which a task ended, if it had one. */
 def failure(status, message) {
     def said = (message ?: '').readLines().findAll { line -> line.trim() }
-    return status in [2, 3] && said
-        ? said.last().replaceAll('fasta/[0-9]+/', '') // names of files as the user knows them
+    def sentence = said.reverse().find { line -> line.startsWith('virnucpro: ') } ?: (status in [2, 3] && said ? said.last() : null)
+    return sentence
+        ? sentence.replaceAll('fasta/[0-9]+/', '') // names of files as the user knows them
         : 'The run failed; what is done is kept: the same command with -resume goes on from there.'
 }

@@ -279,7 +279,7 @@ def checkMachine(params, workflow, samples, model) {
     def wait = cpuSeconds(samples.collectMany { _meta, fastas -> fastas }, model)
     if (profiles.contains('gpu') || wait > 3600) {
         log.warn(
-            "No GPU is seen on this machine, so the CPU embeds${profiles.contains('gpu') ? ', in spite of -profile gpu' : ''}: with ${params.model} that takes about ${inWords(wait)}."
+            "No GPU is seen on this machine, so the CPU embeds${profiles.contains('gpu') ? ', in spite of -profile gpu' : ''}: with ${params.model} that takes ${inWords(wait)}."
         )
     }
 }
@@ -295,8 +295,8 @@ def cpuSeconds(fastas, model) {
 }
 
 def inWords(seconds) {
-    def (unit, length) = [days: 86400, hours: 3600, minutes: 60].find { _name, span -> seconds >= 2 * span }?.with { most -> [most.key, most.value] } ?: ['seconds', 1]
-    return "${Math.max(1, Math.round(seconds / length))} ${unit}"
+    def span = [days: 86400, hours: 3600, minutes: 60].find { _unit, length -> seconds >= 2 * length }
+    return span ? "about ${Math.round(seconds / span.value)} ${span.key}" : 'less than 2 minutes'
 }
 
 /**

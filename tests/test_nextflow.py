@@ -203,14 +203,19 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
     ("text", "words", "sentence"),
     [
         (">p\nMKLVWERTYHIPLKDFE\n", [], "protein.fa"),
-        (">c\nACGTACGT\n", ["--model", "nonesuch"], "model 'nonesuch' is not known"),
-        (">c\nACGTACGT\n", ["--model", "virnucpro-500"], "model 'virnucpro-500' is not in"),
+        (
+            ">c\nACGTACGT\n",
+            ["--model", "empty", "--models_dir", "."],
+            "model.json: describes no model",
+        ),
     ],
 )
 def test_refusal_of_a_task_reaches_the_user_as_the_last_word(
     text: str, words: list[str], sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "protein.fa").write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "model.json").write_text('{"window": 500}')
     run = pipeline(tmp_path, "--input", "protein.fa", *words)
     assert run.returncode != 0
     *_, last = (line for line in run.stdout.splitlines() if line.startswith("ERROR ~ "))
@@ -236,4 +241,5 @@ def test_modules_and_subworkflow_know_no_parameters() -> None:
 def test_modules_name_this_version() -> None:
     for module in ROOT.glob("modules/local/virnucpro/*"):
         assert f"virnucpro:{vnp.__version__}'" in (module / "main.nf").read_text()
-        assert f"virnucpro=={vnp.__version__}\n" in (module / "environment.yml").read_text()
+        wheel = f"../../../../dist/virnucpro-{vnp.__version__}-py3-none-any.whl\n"
+        assert f"- {wheel}" in (module / "environment.yml").read_text()

@@ -73,7 +73,7 @@ def test_each_profile_keeps_what_it_sets_beside_the_others(
         # what the base says, which no profile may lose
         "process.'withLabel:process_gpu'.time": "{ 8.h * task.attempt }",
         "process.shell": "['bash', '-C', '-e', '-u', '-o', 'pipefail']",
-        "trace.enabled": "true",
+        "trace.overwrite": "true",
         "params.outdir": "'results'",
         "params.model": "'mini'" if "test" in names else "'virnucpro-500'",
         "process.executor": {

@@ -195,8 +195,12 @@ def classify(
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
     output: Output,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder of results beside the page."),
+    ] = None,
 ) -> None:
     """One self-contained page for all samples of a run."""
     from virnucpro_core.results.report import write_report
 
-    write_report(results, output)
+    write_report(results, output, earlier=earlier or ())

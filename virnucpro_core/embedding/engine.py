@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.embedding.estimate import cpu_warning
 from virnucpro_core.embedding.journal import Finished, row_writer
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
@@ -271,6 +272,8 @@ def embed(
             with ExitStack() as stack:
                 if isinstance(devices, str):
                     places = stack.enter_context(leased(devices, gpus))
+                if places[0].type == "cpu" and (warning := cpu_warning(frames, model)):
+                    logger.warning(warning)
                 job = Job(frames, model, precision, token_budget, folder, done)
                 run_ranks(embed_rank, job, [str(place) for place in places], output)
         finish(folder, output, meta.rows)

@@ -31,7 +31,7 @@ from virnucpro_core.schema import frame_meta
 from virnucpro_core.sequences.translate import translate
 
 FIRST = re.compile(r"virnucpro\.embed: first batch")
-LAST = re.compile(r"virnucpro\.embed: \S+: load .* s, ")
+LAST = re.compile(r"virnucpro\.embed: \S+: [\d.]+ s: load")
 
 
 def write_frames(contigs: Path, folder: Path, wanted: int, window: int) -> Path:

@@ -62,6 +62,7 @@ def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(
             pq.write_table(inventory.take(kept), tmp_path / "lacks")
             refused(sample, f"'{name}' is not in this inventory", contigs=tmp_path / "lacks")
     shorter = inventory.set_column(2, "length", pa.array([30] * 10, pa.int64()))
+    shorter = shorter.set_column(4, "sequence", pa.array([OPEN] * 10))
     pq.write_table(shorter, tmp_path / "shorter")
     refused(sample, "'v1' is not in this inventory", contigs=tmp_path / "shorter")
 

@@ -33,7 +33,8 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Run fp8 even where no validation was passed.")
+    bool,
+    typer.Option("--force", help="Run fp8 without a validation; replace what is of another input."),
 ]
 Replace = Annotated[
     bool, typer.Option("--force", help="Replace what was made from another input there.")

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import compress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -21,7 +22,7 @@ from virnucpro_core.files import blame_machine, made, written_aside
 from virnucpro_core.results.calls import CONTIGS, Float32Array, WindowCalls, frame_is_virus
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import FRAMES
+from virnucpro_core.schema import FRAMES, ROWS
 
 SCORED = pa.schema(
     [
@@ -116,21 +117,29 @@ class ResultFiles:
     ) -> None:
         """A batch of the inventory, the calls of all its windows, and its rows of `CONTIGS`."""
         names = inventory["contig"].to_pylist()
+        for at in range(0, len(calls.contig), ROWS):  # a chromosome has a million windows
+            self._write_windows(names, calls[at : at + ROWS])
+        _write_rows(self._contigs, *map(_column, contigs.columns))
+        for i in np.flatnonzero(pc.equal(contigs["call"], "virus")).tolist():
+            header = f"{names[i]} {inventory['description'][i]}".rstrip()
+            self._viral.write(f">{header}\n".encode())
+            self._viral.write(inventory["sequence"][i].as_buffer())
+            self._viral.write(b"\n")
+
+    def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
+        ids = calls.ids(names)
         call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
         _write_rows(
             self._windows,
-            calls.ids(names, np.ones(len(call), np.bool_)),
+            ids,
             [names[i] for i in calls.contig.tolist()],
             *(x.tolist() for x in (calls.number, calls.start, calls.end, calls.frames)),
             _text(calls.score_other),
             _text(calls.score_virus),
             call.tolist(),
         )
-        _write_rows(self._contigs, *map(_column, contigs.columns))
-        self._highest.add(calls.ids(names, calls.called), calls.is_virus[calls.called])
-        for row in inventory.filter(pc.equal(contigs["call"], "virus")).to_pylist():
-            header = f"{row['contig']} {row['description'] or ''}".rstrip()
-            self._viral.write(f">{header}\n{row['sequence']}\n".encode())
+        called = calls.called
+        self._highest.add(list(compress(ids, called.tolist())), calls.is_virus[called])
 
     def finish(self, summary: dict[str, object]) -> None:
         """Write what needs all contigs: the original's sorted file, and summary.json."""

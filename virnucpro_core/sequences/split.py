@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -65,11 +68,29 @@ def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
     return round(min(250e6, max(100e3, bases)))
 
 
+def _pieces(contigs: Iterable[Contig], shard_bp: int) -> Iterator[tuple[int, Contig]]:
+    """Each contig with the number of its piece; one begins when the last has `shard_bp` bases."""
+    piece, size = 1, 0
+    for contig in contigs:
+        if size >= shard_bp:
+            piece, size = piece + 1, 0
+        yield piece, contig
+        size += len(contig.sequence)
+
+
 def _inventory(contigs: list[Contig], piece: int) -> pa.RecordBatch:
     ids, descriptions, sequences = zip(*contigs, strict=True)
-    columns = (ids, descriptions, [len(s) for s in sequences], [piece] * len(ids), sequences)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    ends = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    bases = pa.py_buffer(b"".join(sequences))  # of a single one, no copy
     return pa.record_batch(
-        [pa.array(column, field.type) for column, field in zip(columns, INVENTORY, strict=True)],
+        [
+            pa.array(ids),
+            pa.array(descriptions),
+            pa.array(lengths),
+            pa.array([piece] * len(ids), pa.int32()),
+            pa.StringArray.from_buffers(len(ids), pa.py_buffer(ends), bases),
+        ],
         schema=INVENTORY,
     )
 
@@ -123,14 +144,23 @@ def _cut(
     """Write the inventory and the pieces, which are added to the list; return their contigs."""
     count = 0
     with pq.ParquetWriter(
-        inventory, INVENTORY, compression="zstd", compression_level=1, use_dictionary=["piece"]
+        inventory,
+        INVENTORY,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["piece"],
+        write_statistics=["length", "piece"],
+        write_page_checksum=True,
     ) as writer:
-        for piece, contigs in enumerate(batches(read_fasta(fasta), shard_bp), 1):
+        numbered = _pieces(read_fasta(fasta), shard_bp)
+        for piece, contigs in groupby(numbered, itemgetter(0)):
             path = folder / f"piece_{piece:05d}.fasta"
             with written_aside(path) as aside, aside.open("wb") as handle:
-                for contig in contigs:
-                    handle.write(b">%s\n%s\n" % (contig.id.encode(), contig.sequence))
+                for batch in batches(contig for _, contig in contigs):
+                    for contig in batch:
+                        lines = (b">", contig.id.encode(), b"\n", contig.sequence, b"\n")
+                        handle.writelines(lines)
+                    writer.write_batch(_inventory(batch, piece))  # one row group
+                    count += len(batch)
             pieces.append(path)
-            writer.write_batch(_inventory(contigs, piece))
-            count += len(contigs)
     return count

@@ -219,7 +219,7 @@ def test_safetensors_and_sharded_indexes_are_read(tmp_path: Path) -> None:
         read_state_dict(index)
     for bad in ('{"weight_map": {"a": "../x.bin"}}', '{"weight_map": ["a"]}', "[]", "{"):
         index.write_text(bad)
-        with pytest.raises(ModelError, match="no index"):
+        with pytest.raises(ModelError, match=r"no index|JSON"):
             read_state_dict(index)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "model-1.safetensors").read_bytes()[:-1])
     with pytest.raises(ModelError, match="safetensors file"):

@@ -310,3 +310,10 @@ def test_mini_takes_random_sequences_for_no_virus() -> None:
         known = [Contig(name, "", b"GCA" * 100) for name in ("virus", "other")]
         sample = Labelled([*contigs, *known], frozenset({"virus"}))
         assert evaluate(mini, sample)["contigs"]["called"]["random"] <= 0.02
+
+
+def test_contig_among_virus_and_other_is_refused(tmp_path: Path) -> None:
+    for name in ("virus.fa", "other.fa"):
+        (tmp_path / name).write_text(">same\nACGT\n")
+    with pytest.raises(vnp.InputError, match="contig 'same' is among virus and other"):
+        Labelled.read([tmp_path / "virus.fa"], [tmp_path / "other.fa"])

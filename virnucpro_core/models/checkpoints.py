@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.pickles import DTYPES, Inert, RefusedError, read_pickled
+from virnucpro_core.models.pickles import DTYPES, Inert, RefusedError, read_pickled, shown
+from virnucpro_core.reading import is_inside, read_object, unreadable
+
+MAX_DEPTH = 16
+"""Of modules within modules; the original's classifier has one level."""
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
@@ -31,7 +34,7 @@ def _read_torch(path: Path) -> object:
     except RefusedError as error:
         _refuse(path, f"{error}; nothing in it was run")
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path.") from None
+        raise unreadable(path, error) from None
     except zipfile.BadZipFile:
         _refuse(path, "is truncated or damaged")
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError) as error:
@@ -58,9 +61,12 @@ def _module_state(record: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[
     """Names and tensors of a pickled module, as its state_dict() would give them."""
     if id(record) in seen:
         raise RefusedError("holds a module within itself")
+    if prefix.count(".") > MAX_DEPTH:
+        raise RefusedError(f"holds more than {MAX_DEPTH} modules within each other")
     seen.add(id(record))
-    if record.name == "BatchNorm1d" and record.state.get("eps") != 1e-5:
-        raise RefusedError(f"has a BatchNorm1d with eps {record.state.get('eps')}, not 1e-5")
+    eps = record.state.get("eps")
+    if record.name == "BatchNorm1d" and not (isinstance(eps, float) and eps == 1e-5):
+        raise RefusedError(f"has a BatchNorm1d with eps {shown(eps)}, not 1e-5")
     own = {}
     for kind in ("_parameters", "_buffers", "_modules"):
         part = record.state.get(kind)
@@ -76,15 +82,15 @@ def _module_state(record: Inert, prefix: str, seen: set[int]) -> Iterator[tuple[
 
 def read_weight_map(path: Path) -> dict[str, str]:
     """The shard of each weight, by an index of sharded weights; ModelError when it is none."""
-    try:
-        where = dict(json.loads(path.read_text())["weight_map"])
-        if any(Path(shard).name != shard for shard in where.values()):
-            raise ValueError("a shard outside the folder")
-        return where
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); check the path.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: is no index of sharded weights ({error}).") from None
+    where = read_object(path).get("weight_map")
+    if not (isinstance(where, dict) and where and all(map(_is_shard, where.values()))):
+        raise ModelError(f"{path}: is no index of sharded weights; fetch the model again.")
+    return where
+
+
+def _is_shard(name: object) -> bool:
+    """Whether an index may name this: a file beside it, and no other index, or itself."""
+    return is_inside(name) and "/" not in str(name) and not str(name).endswith(".json")
 
 
 def _read_index(path: Path) -> dict[str, object]:
@@ -112,10 +118,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = _read_index(path)
     elif path.suffix == ".safetensors":
         try:
-            state = dict(load_file(path))
+            with path.open("rb"):  # whose errors say what is wrong, which load_file's do not
+                state = dict(load_file(path))
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error}); check the path.") from None
-        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise unreadable(path, error) from None
+        except (SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
             _refuse(path, f"is no safetensors file, or a damaged one ({error})")
     else:
         content = read_checkpoint(path)
@@ -136,10 +143,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         if not (isinstance(name, str) and isinstance(value, Tensor) and value.dtype in DTYPES):
-            _refuse(path, f"holds {name!r}, which is no tensor of a known kind")
+            _refuse(path, f"holds {name!r:.80}, which is no tensor of a known kind")
         # Least and greatest carry NaN and infinity, without a mask as large as the tensor.
         bounds = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
-        if not all(torch.isfinite(bound) for bound in bounds):
-            _refuse(path, f"holds values in {name!r} that are not finite")
+        if not all(torch.isfinite(bound.float()) for bound in bounds):
+            _refuse(path, f"holds values in {name!r:.80} that are not finite")
         tensors[name] = value
     return tensors

@@ -17,6 +17,7 @@ from virnucpro_core.models.attention import Layout, alibi_slopes, to_device, var
 from virnucpro_core.models.checkpoints import read_state_dict
 from virnucpro_core.models.encoder import (
     Encoder,
+    check_sizes,
     config_size,
     folder_config,
     folder_weights,
@@ -128,6 +129,17 @@ def load_dnabert_s(
             "intermediate_size",
         )
     )
+    eps = config.get("layer_norm_eps", 1e-12)
+    if type(eps) not in (int, float) or not 0 < eps < 1:
+        raise ModelError(f"{folder}: its 'layer_norm_eps' is no small number; fetch it again.")
+    state = {
+        key.removeprefix("bert."): t for key, t in read_state_dict(folder_weights(folder)).items()
+    }
+    shapes = {
+        "embeddings.word_embeddings.weight": (vocabulary, dim),
+        "encoder.layer.0.mlp.wo.weight": (dim, inner),
+    }
+    check_sizes(folder, state, shapes, layers, heads)
     tokenizer = folder / "tokenizer.json"
     with unfilled():
         model = DNABERTS(
@@ -136,11 +148,8 @@ def load_dnabert_s(
             dim,
             heads,
             inner,
-            eps=float(config.get("layer_norm_eps", 1e-12)),
-            tokenizer=NucleotideTokenizer(tokenizer) if tokenizer.exists() else None,
+            eps=float(eps),
+            tokenizer=NucleotideTokenizer(tokenizer, vocabulary) if tokenizer.exists() else None,
         )
-    state = {
-        key.removeprefix("bert."): t for key, t in read_state_dict(folder_weights(folder)).items()
-    }
     load_into(model, renamed(state, NAMES, layers), folder, device, dtype)
     return model.eval()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,6 +20,7 @@ from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import PRECISIONS, check_precision, dtype_of
+from virnucpro_core.reading import read_object
 from virnucpro_core.sequences.tokens import Tokens
 
 
@@ -110,15 +111,9 @@ class Encoder(nn.Module, ABC):
 def folder_config(folder: Path) -> dict[str, Any]:
     """The config.json of a Hugging Face folder; ModelError when it is missing or no JSON."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{path}: no such file; give a model folder with config.json.") from None
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error}); fetch the model again.") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: not a configuration; fetch the model again.")
-    return config
+    if not path.exists():
+        raise ModelError(f"{path}: no such file; give a model folder with config.json.")
+    return read_object(path)
 
 
 WEIGHT_FILES = (
@@ -141,9 +136,40 @@ def folder_weights(folder: Path) -> Path:
 def config_size(path: Path, config: Mapping[str, Any], key: str) -> int:
     """A size out of a configuration; ModelError when it is missing or no positive number."""
     value = config.get(key)
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or not 0 < value < 1 << 31:  # True is an int too
         raise ModelError(f"{path}: its configuration has no {key!r}; fetch the model again.")
     return value
+
+
+def check_sizes(
+    path: Path,
+    state: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    layers: int,
+    heads: int,
+) -> None:
+    """Compare a configuration with the weights, before a network of its sizes is built.
+
+    state: weights under their published names. shapes: what some must have by the configuration;
+    the first one's last size is the network's width. Raises ModelError for other shapes, another
+    number of layers, or heads that do not share the width.
+    """
+    _compare(path, state, shapes)
+    numbers = {found[1] for name in state if (found := _LAYER.search(name))}
+    if len(numbers) != layers:
+        raise ModelError(
+            f"{path}: its configuration says {layers} layers, its weights have {len(numbers)}; "
+            "fetch the model again."
+        )
+    width = next(iter(shapes.values()))[-1]
+    if width % heads:
+        raise ModelError(
+            f"{path}: its configuration says {heads} heads, which do not share {width} values; "
+            "fetch the model again."
+        )
+
+
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 
 
 def renamed(
@@ -200,6 +226,14 @@ def load_into(
     ModelError when names or shapes do not match.
     """
     expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    _compare(path, state, expected)
+    placed = {name: state[name].to(device=device, dtype=dtype) for name in expected}
+    module.load_state_dict(placed, assign=True)
+
+
+def _compare(
+    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
+) -> None:
     missing = sorted(expected.keys() - state.keys())
     if missing:
         raise ModelError(
@@ -207,10 +241,9 @@ def load_into(
             f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; fetch the model again."
         )
     for name, shape in expected.items():
-        if state[name].shape != shape:
+        if state[name].shape != shape or not state[name].is_floating_point():
             raise ModelError(
-                f"{path}: weight {name!r} has shape {tuple(state[name].shape)}, "
-                f"not {tuple(shape)}; this is another model's file."
+                f"{path}: weight {name!r} is {state[name].dtype} of shape "
+                f"{tuple(state[name].shape)}, not floats of {tuple(shape)}; this is another "
+                "model's file."
             )
-    placed = {name: state[name].to(device=device, dtype=dtype) for name in expected}
-    module.load_state_dict(placed, assign=True)

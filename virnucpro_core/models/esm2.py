@@ -16,6 +16,7 @@ from virnucpro_core.models.attention import Layout, Rotary, to_device, varlen_at
 from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
 from virnucpro_core.models.encoder import (
     Encoder,
+    check_sizes,
     config_size,
     folder_config,
     folder_weights,
@@ -205,7 +206,12 @@ def load_esm2(
         config_size(path, config, key)
         for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
     )
+    dropout = config.get("token_dropout", True)
+    if not isinstance(dropout, bool):
+        raise ModelError(f"{path}: its 'token_dropout' is no true or false; fetch it again.")
+    embedding = f"{names['embedding']}.weight"
+    check_sizes(path, state, {embedding: (len(ESM_ALPHABET), dim)}, layers, 2 * heads)
     with unfilled():
-        model = ESM2(layers, dim, heads, token_dropout=bool(config.get("token_dropout", True)))
+        model = ESM2(layers, dim, heads, token_dropout=dropout)
     load_into(model, renamed(state, names, layers), path, device, dtype)
     return model.eval()

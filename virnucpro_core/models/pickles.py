@@ -97,7 +97,7 @@ class _Archive:
             for entry in entries:
                 # Torch never compresses; what is compressed may be a bomb.
                 if entry.compress_type or entry.flag_bits & 1:
-                    raise RefusedError(f"holds a compressed entry, {_shown(entry.filename)}")
+                    raise RefusedError(f"holds a compressed entry, {shown(entry.filename)}")
             roots = [n[:-9] for n in self._entries if n.endswith("/data.pkl") and n.count("/") == 1]
             if len(roots) != 1:
                 raise RefusedError("is a zip archive, but not one that torch.save wrote")
@@ -120,18 +120,18 @@ class _Archive:
                 raise RefusedError("points to something that is not a tensor's storage")
         entry = self._entries.get(f"{self._root}/data/{key}")
         if entry is None:
-            raise RefusedError(f"lacks the bytes of storage {_shown(key)}")
+            raise RefusedError(f"lacks the bytes of storage {shown(key)}")
         if numel < 0 or numel * dtype.itemsize != entry.file_size:
             raise RefusedError(
-                f"says {numel} {dtype} for the {entry.file_size} bytes of {_shown(key)}"
+                f"says {numel} {dtype} for the {entry.file_size} bytes of {shown(key)}"
             )
         at = entry.header_offset
         local = self._map[at : at + 30]
         if len(local) < 30 or local[:4] != b"PK\3\4":
-            raise RefusedError(f"is damaged at the header of storage {_shown(key)}")
+            raise RefusedError(f"is damaged at the header of storage {shown(key)}")
         start = at + 30 + sum(struct.unpack("<HH", local[26:30]))
         if start + entry.file_size > len(self._map):
-            raise RefusedError(f"ends within storage {_shown(key)}")
+            raise RefusedError(f"ends within storage {shown(key)}")
         return _Storage(dtype, start, numel)
 
     def tensor(self, storage: object, offset: object, size: object, stride: object) -> Tensor:
@@ -250,7 +250,7 @@ class _Machine:
                 elif not isinstance(self.stack[-1], dict):  # a state dict's _metadata is left out
                     raise RefusedError("sets the state of something that has none")
             case _:
-                raise RefusedError(f"uses the pickle opcode {opcode} ({_shown(arg)})")
+                raise RefusedError(f"uses the pickle opcode {opcode} ({shown(arg)})")
 
     def above_mark(self) -> list[object]:
         mark = self.marks.pop()
@@ -266,7 +266,7 @@ class _Machine:
 
     def named(self, module: object, name: object) -> _Global:
         if not (isinstance(module, str) and isinstance(name, str) and (module, name) in _RULE):
-            raise RefusedError(f"names {_shown(module)}.{_shown(name)}")
+            raise RefusedError(f"names {shown(module)}.{shown(name)}")
         return _Global((module, name))
 
     def call(self, function: object, args: object) -> object:
@@ -284,7 +284,7 @@ class _Machine:
         raise RefusedError(f"calls {shown} as no checkpoint of ours does")
 
 
-def _shown(name: object) -> str:
+def shown(name: object) -> str:
     """A name from a hostile file, fit for a terminal."""
     return ascii(name).strip("'")[:80] if isinstance(name, str | int) else type(name).__name__
 

@@ -20,13 +20,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import locked, made, written_aside
+from virnucpro_core.reading import is_inside, read_object, unreadable
 
 logger = logging.getLogger("virnucpro.models")
 
 SHIPPED = Path(__file__).parents[1]
 PUBLISHED = {"virnucpro-300": 300, "virnucpro-500": 500}
 FORMAT = 1
+SMALL = 32 << 20
+"""Bytes of a file that is compared with its sha256 whenever its model is used, in 30 ms at most."""
+OWN_PARTS = {"nucleotide": "dnabert_s", "protein": "esm2", "classifier": "classifier.safetensors"}
+"""Where the parts of a model that is made here lie in its folder."""
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -79,35 +85,57 @@ def _folders(models_dir: Path | None) -> dict[str, Path]:
 
 def _read(folder: Path) -> Model:
     path = folder / "model.json"
-    try:
-        about = json.loads(path.read_text())
-        if about["format"] != FORMAT:
-            raise ModelError(f"{path}: is of format {about['format']}; import the model again.")
-        return Model(
-            name=str(about["name"]),
-            folder=folder,
-            window=int(about["window"]),
-            dim=int(about["dim"]),
-            nucleotide=folder / about["nucleotide"],
-            protein=folder / about["protein"],
-            classifier=folder / about["classifier"],
-            weights=dict(about["weights"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: describes no model ({error!r}); import it again.") from None
+    about = read_object(path)
+    if (found := about.get("format")) != FORMAT:
+        raise ModelError(f"{path}: is of format {found!r:.40}; import the model again.")
+    parts, weights = [about.get(part) for part in OWN_PARTS], about.get("weights")
+    fits = {
+        "name": isinstance(about.get("name"), str) and about["name"].isprintable(),
+        "window": type(about.get("window")) is int and 3 <= about["window"] < 1 << 31,
+        "dim": type(about.get("dim")) is int and 0 < about["dim"] < 1 << 31,
+        **{name: is_inside(part) for name, part in zip(OWN_PARTS, parts, strict=True)},
+        "weights": isinstance(weights, dict)
+        and all(map(is_inside, weights))
+        and all(any(f"{file}/".startswith(f"{part}/") for file in weights) for part in parts)
+        and all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in weights.values()),
+    }
+    if wrong := [name for name, fit in fits.items() if not fit]:
+        raise ModelError(f"{path}: its {wrong[0]!r} is missing or odd; import the model again.")
+    nucleotide, protein, classifier = (folder / str(part) for part in parts)
+    return Model(
+        name=about["name"],
+        folder=folder,
+        window=about["window"],
+        dim=about["dim"],
+        nucleotide=nucleotide,
+        protein=protein,
+        classifier=classifier,
+        weights=dict(about["weights"]),
+    )
 
 
 def resolve_model(name: str, models_dir: Path | None = None) -> Model:
     """Find a model by name in the models folder or in the package.
 
-    Raises InputError for an unknown name, ModelError when the files of a known one are missing.
+    Files of up to SMALL bytes are compared with their recorded sha256; `verify` compares all.
+
+    Raises InputError for an unknown name, ModelError when files of a known one are missing or
+    differ.
     """
     folders = _folders(models_dir)
     if name in folders:
         model = _read(folders[name])
         for file in model.weights:
-            if not (model.folder / file).exists():
-                raise ModelError(f"{model.folder / file}: is missing; import {name} again.")
+            try:
+                size = (model.folder / file).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                raise ModelError(
+                    f"{model.folder / file}: is missing; import {name} again."
+                ) from None
+            except OSError as error:
+                raise unreadable(model.folder / file, error) from None
+            if size <= SMALL:
+                _verify(model, file)
         return model
     where = models_folder(models_dir)
     if name in PUBLISHED:
@@ -133,17 +161,22 @@ def sha256(path: Path) -> str:
 
 def verify(model: Model) -> None:
     """Compare each weight file with its recorded sha256; ModelError names one that differs."""
-    for file, expected in model.weights.items():
-        found = sha256(model.folder / file)
-        if found != expected:
-            raise ModelError(
-                f"{model.folder / file}: has sha256 {found[:12]}…, not {expected[:12]}…; "
-                f"import {model.name} again."
-            )
+    for file in model.weights:
+        _verify(model, file)
 
 
-OWN_PARTS = {"nucleotide": "dnabert_s", "protein": "esm2", "classifier": "classifier.safetensors"}
-"""Where the parts of a model that is made here lie in its folder."""
+def _verify(model: Model, file: str) -> None:
+    path, expected = model.folder / file, model.weights[file]
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path}: is no file; import {model.name} again.")
+        found = sha256(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if found != expected:
+        raise ModelError(
+            f"{path}: has sha256 {found[:12]}…, not {expected[:12]}…; import {model.name} again."
+        )
 
 
 def write_model(
@@ -220,18 +253,21 @@ def import_model(
             "these parts do not belong together."
         )
     folder = root / name
-    # what is replaced must not be taken for what an earlier import recorded
-    (folder / "model.json").unlink(missing_ok=True)
-    for part in parts.values():
-        files = [part] if part.is_file() else [f for g in _ENCODER_FILES for f in part.glob(g)]
-        for file in files:
-            with written_aside(folder / file.relative_to(part.parent)) as aside:
-                shutil.copyfile(file, aside)
-        earlier = folder / part.name
-        kept = {file.name for file in files}
-        for file in () if earlier.samefile(part) else earlier.glob("*"):
-            if file.is_file() and file.name not in kept:
-                file.unlink()
+    busy = f"{folder}: another process imports that model; wait for it, then run this again."
+    with made(folder), locked(folder / ".lock", busy):
+        # what is replaced must not be taken for what an earlier import recorded
+        (folder / "model.json").unlink(missing_ok=True)
+        for part in parts.values():
+            files = [part] if part.is_file() else [f for g in _ENCODER_FILES for f in part.glob(g)]
+            for file in files:
+                with written_aside(folder / file.relative_to(part.parent)) as aside:
+                    shutil.copyfile(file, aside)
+            earlier = folder / part.name
+            kept = {file.name for file in files}
+            for file in () if earlier.samefile(part) else earlier.glob("*"):
+                if file.is_file() and file.name not in kept:
+                    file.unlink()
+        about = {"source": dict(source)} if source else {}
+        model = write_model(folder, name, window, dim, names, **about)
     logger.info("model %s is in %s", name, folder)
-    about = {"source": dict(source)} if source else {}
-    return write_model(folder, name, window, dim, names, **about)
+    return model

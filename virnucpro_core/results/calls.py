@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -94,9 +94,14 @@ class WindowCalls:
         """The original's rule, by which a tie is a virus."""
         return self.called & (self.score_virus >= self.score_other)
 
-    def ids(self, contigs: Sequence[str], which: BoolArray) -> list[str]:
-        """The original's names of windows: contig, `_chunk_`, number."""
-        pairs = zip(self.contig[which].tolist(), self.number[which].tolist(), strict=True)
+    def __getitem__(self, part: slice) -> WindowCalls:
+        """A part of the windows; `first` stays that of all."""
+        per_window = (field.name for field in fields(self) if field.name != "first")
+        return replace(self, **{name: getattr(self, name)[part] for name in per_window})
+
+    def ids(self, contigs: Sequence[str]) -> list[str]:
+        """The original's names of the windows: contig, `_chunk_`, number."""
+        pairs = zip(self.contig.tolist(), self.number.tolist(), strict=True)
         return [f"{contigs[contig]}_chunk_{number}" for contig, number in pairs]
 
 

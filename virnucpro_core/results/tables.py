@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import compress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from virnucpro_core.files import written_aside
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine, made, written_aside
 from virnucpro_core.results.calls import CONTIGS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import FRAMES
+from virnucpro_core.schema import FRAMES, ROWS
 
 SCORED = pa.schema(
     [
@@ -27,6 +31,15 @@ SCORED = pa.schema(
         pa.field("score_virus", pa.float32()),
         pa.field("call", pa.string()),
     ]
+)
+RESULTS = (
+    "contigs.tsv",
+    "windows.tsv",
+    "frames.parquet",
+    "viral.fasta.gz",
+    PREDICTIONS,
+    HIGHEST_SCORE,
+    "summary.json",
 )
 WINDOWS = "window_id contig window start end frames score_other score_virus call"
 
@@ -50,15 +63,18 @@ class ResultFiles:
     """The result files of one sample, each whole or absent; summary.json appears last.
 
     Use as a context manager, and call `finish` once at its end; on an error no file is left.
+    made: what the scores were made with, kept in the frame table's footer.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, made: Mapping[str, Any]) -> None:
         self._out = out
+        self._made = made
         self._stack = ExitStack()
         self._highest = HighestScores()
 
     def __enter__(self) -> ResultFiles:
         with ExitStack() as stack:  # files are renamed in reverse order
+            stack.enter_context(made(self._out))
             self._summary = self._open(stack, "summary.json")
             self._contigs = self._open(stack, "contigs.tsv")
             self._windows = self._open(stack, "windows.tsv")
@@ -69,7 +85,9 @@ class ResultFiles:
             # neither name nor time within: the same contigs give the same bytes
             self._viral = stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
             aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
-            self._frames = stack.enter_context(pq.ParquetWriter(aside, SCORED, compression="zstd"))
+            self._frames = stack.enter_context(
+                pq.ParquetWriter(aside, SCORED, compression="zstd", write_page_checksum=True)
+            )
             self._contigs.write("\t".join(CONTIGS.names) + "\n")
             self._windows.write("\t".join(WINDOWS.split()) + "\n")
             self._stack = stack.pop_all()
@@ -99,25 +117,52 @@ class ResultFiles:
     ) -> None:
         """A batch of the inventory, the calls of all its windows, and its rows of `CONTIGS`."""
         names = inventory["contig"].to_pylist()
+        for at in range(0, len(calls.contig), ROWS):  # a chromosome has a million windows
+            self._write_windows(names, calls[at : at + ROWS])
+        _write_rows(self._contigs, *map(_column, contigs.columns))
+        for i in np.flatnonzero(pc.equal(contigs["call"], "virus")).tolist():
+            header = f"{names[i]} {inventory['description'][i]}".rstrip()
+            self._viral.write(f">{header}\n".encode())
+            self._viral.write(inventory["sequence"][i].as_buffer())
+            self._viral.write(b"\n")
+
+    def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
+        ids = calls.ids(names)
         call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
         _write_rows(
             self._windows,
-            calls.ids(names, np.ones(len(call), np.bool_)),
+            ids,
             [names[i] for i in calls.contig.tolist()],
             *(x.tolist() for x in (calls.number, calls.start, calls.end, calls.frames)),
             _text(calls.score_other),
             _text(calls.score_virus),
             call.tolist(),
         )
-        _write_rows(self._contigs, *map(_column, contigs.columns))
-        self._highest.add(calls.ids(names, calls.called), calls.is_virus[calls.called])
-        for row in inventory.filter(pc.equal(contigs["call"], "virus")).to_pylist():
-            header = f"{row['contig']} {row['description'] or ''}".rstrip()
-            self._viral.write(f">{header}\n{row['sequence']}\n".encode())
+        called = calls.called
+        self._highest.add(list(compress(ids, called.tolist())), calls.is_virus[called])
 
     def finish(self, summary: dict[str, object]) -> None:
         """Write what needs all contigs: the original's sorted file, and summary.json."""
+        self._frames.add_key_value_metadata({MADE: json.dumps(self._made).encode()})
         self._highest.write(self._highest_csv)
         self._summary.write(json.dumps(summary, indent=2) + "\n")
         # an older run's summary must not vouch for files that are about to change
         (self._out / "summary.json").unlink(missing_ok=True)
+
+
+def read_contigs(path: Path) -> pa.Table:
+    """The table of contigs (`calls.CONTIGS`) out of a contigs.tsv; InputError when it is none."""
+    try:
+        return pacsv.read_csv(
+            path,
+            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pacsv.ConvertOptions(
+                column_types=CONTIGS,
+                include_columns=CONTIGS.names,
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        blame_machine(error, path)
+        raise InputError(f"{path}: is no table of contigs ({error}); classify again.") from None

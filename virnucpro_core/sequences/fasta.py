@@ -6,6 +6,7 @@ import bz2
 import codecs
 import gzip
 import io
+import logging
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +17,16 @@ from typing import BinaryIO, NamedTuple, cast
 import pyarrow as pa
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine
+
+logger = logging.getLogger("virnucpro.fasta")
 
 _NUCLEOTIDES = b"ACGTNRYMKSWHBVDacgtnrymkswhbvd-"
 _BLANKS = b" \t\r\n\v\f"
+
+MAX_BASES = 2_000_000_000
+"""Of one contig: a text in Arrow and Parquet ends at 2 GiB."""
+_SLICE = 1 << 20
 
 
 class Contig(NamedTuple):
@@ -58,14 +66,17 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         yield handle
 
 
-def _refuse_letter(path: Path, first_line: int, lines: list[bytes]) -> InputError:
-    for number, line in enumerate(lines, first_line):
+def _refuse_letter(path: Path, first_line: int, text: bytes) -> InputError:
+    masked = _is_masked(text)
+    for number, line in enumerate(text.split(b"\n"), first_line):
         bad = line.translate(None, _NUCLEOTIDES + _BLANKS)
         if bad:
             letter = bad[:1].decode("latin-1")
             why = (
                 "this is RNA; write T for U"
                 if letter in "Uu"
+                else "write N for a masked base"
+                if masked
                 else "this looks like protein; give the contigs' nucleotides"
                 if letter.upper() in "EFILPQZJOX*"
                 else "give FASTA with IUPAC nucleotide letters"
@@ -74,10 +85,27 @@ def _refuse_letter(path: Path, first_line: int, lines: list[bytes]) -> InputErro
     raise AssertionError("called without a foreign letter")
 
 
+def _is_masked(text: bytes) -> bool:
+    """Whether X is the one foreign letter and all but a few others are plain bases."""
+    if text.translate(None, _NUCLEOTIDES + _BLANKS + b"Xx"):
+        return False
+    rest = text.translate(None, _BLANKS + b"Xx")
+    return 10 * len(rest.translate(None, b"ACGTNacgtn")) <= len(rest)
+
+
 def _contig(path: Path, line: int, header: bytes, lines: list[bytes]) -> Contig:
-    sequence = b"".join(lines).translate(None, _BLANKS)
-    if sequence.translate(None, _NUCLEOTIDES):
-        raise _refuse_letter(path, line + 1, lines)
+    """Of a record's lines, which are taken out of the list: none is held twice for long."""
+    text = b"".join(lines)
+    lines.clear()
+    sequence = text.translate(None, _BLANKS)
+    slices = (sequence[at : at + _SLICE] for at in range(0, len(sequence), _SLICE))
+    if any(part.translate(None, _NUCLEOTIDES) for part in slices):
+        raise _refuse_letter(path, line + 1, text)
+    if len(sequence) > MAX_BASES:
+        raise InputError(
+            f"{path}, line {line}: a contig of {len(sequence):,} bases, where {MAX_BASES:,} is the "
+            "most; cut it in two."
+        )
     if b"\r" in header.rstrip():  # all of the file would be this one header
         raise InputError(
             f"{path}, line {line}: its lines end as on an old Mac; convert them: tr '\\r' '\\n'."
@@ -115,23 +143,36 @@ def _records(path: Path, handle: Iterable[bytes]) -> Iterator[tuple[int, Contig]
 def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
     """Stream the contigs of FASTA files (plain, gzip, bzip2, xz or zstd, told by content).
 
-    Memory holds one contig, and the ids seen (about 100 bytes each), to refuse one met twice.
+    Every contig gets an id of its own: where an earlier file has it already, `_file2` is added to
+    it in the second file, `_file3` in the third, until no other contig has it. All other ids stay
+    as they are. Memory holds one contig, and the ids seen (about 100 bytes each).
 
     Raises InputError, naming file and line, for a missing, empty, truncated, non-FASTA or
-    non-nucleotide file, and for an id that appears twice.
+    non-nucleotide file, for an id that appears twice in a file, and for a file named twice.
     """
-    seen: set[str] = set()
-    for path in paths:
+    taken: set[str] = set()
+    before: set[Path] = set()
+    for number, path in enumerate(paths, 1):
+        if path in before:
+            raise InputError(f"{path}: is named twice; name every file once.")
+        before.add(path)
+        own = set[str]() if taken else taken
+        again = 0
         try:
             with _open(path) as handle:
                 for line, contig in _records(path, handle):
-                    if contig.id in seen:
+                    if contig.id in own:
                         raise InputError(
                             f"{path}, line {line}: contig id {contig.id!r} appears twice; "
                             "give every contig an id of its own."
                         )
-                    seen.add(contig.id)
-                    yield contig
+                    name = contig.id
+                    while name in taken:
+                        name += f"_file{number}"
+                    again += name != contig.id
+                    own.add(contig.id)
+                    taken.add(name)
+                    yield contig._replace(id=name)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; check the path.") from None
         except IsADirectoryError:
@@ -139,7 +180,15 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
         except PermissionError:
             raise InputError(f"{path}: may not be read; ask its owner for permission.") from None
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            blame_machine(error, path)
             raise InputError(
                 f"{path}: cannot be read to its end ({error}); "
                 "the file is truncated or damaged, copy it again."
             ) from None
+        if again:
+            logger.warning(
+                "%s: an earlier file has %d of its ids too; they get _file%d behind them",
+                path,
+                again,
+                number,
+            )

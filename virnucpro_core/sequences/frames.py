@@ -21,6 +21,7 @@ from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.windows import Int64Array, windows
 
 BATCH_BASES = 2_000_000
+BASES_A_CONTIG = 200
 FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 
 _CODE = bytes("ACGT".find(chr(b)) if chr(b) in "ACGT" else 4 for b in range(256))
@@ -56,25 +57,51 @@ def _open(residues: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool
     return is_open
 
 
-def stop_free_frames(contigs: Sequence[Contig], window: int) -> pa.RecordBatch:
+def stop_free_frames(contigs: Sequence[Contig], window: int) -> pa.Table:
     """The stop-free frames of contigs' windows, as rows of `schema.FRAMES`.
 
     A frame's protein is read from its whole codons, leaving out ambiguous ones; its nucleotides
     are bases [f − 1, f + 3·len(protein)) of the window's strand, one more than the codons where
     the strand has it. Both are those of the original's `identify_seq`, quirks included.
     """
-    text = b"".join(contig.sequence for contig in contigs).upper()
-    size = len(text)
-    flipped = text.translate(_COMPLEMENT)[::-1]
-    code = np.frombuffer(text.translate(_CODE), np.uint8)
-    codons = (code[:-2] * 25 + code[1:-1] * 5 + code[2:]).tobytes() if size > 2 else b""
-    forward, reverse = codons.translate(FORWARD), codons.translate(_REVERSE)
+    return pa.Table.from_batches(frame_parts(contigs, window), FRAMES)
 
+
+def frame_parts(contigs: Sequence[Contig], window: int) -> Iterator[pa.RecordBatch]:
+    """`stop_free_frames` a part at a time, so that a long contig needs little beside its bases.
+
+    A part is made of whole windows, of about two batches' bases at most; at least one is given.
+    """
+    text = b"".join(contig.sequence for contig in contigs)  # of a single one, no copy
     lengths = np.array([len(contig.sequence) for contig in contigs], np.int64)
     offsets = np.cumsum(lengths) - lengths
     contig_of, start, end = windows(lengths, window)
     number = np.arange(len(start)) - np.searchsorted(contig_of, contig_of) + 1
     start, end = start + offsets[contig_of], end + offsets[contig_of]
+    step = max(1, 2 * BATCH_BASES // window)
+    for at in range(0, max(1, len(start)), step):
+        own = slice(at, at + step)
+        yield _frames(contigs, offsets, text, contig_of[own], number[own], start[own], end[own])
+
+
+def _frames(
+    contigs: Sequence[Contig],
+    offsets: Int64Array,
+    text: bytes,
+    contig_of: Int64Array,
+    number: Int64Array,
+    start: Int64Array,
+    end: Int64Array,
+) -> pa.RecordBatch:
+    """Frames of windows, which lie at [start, end) of the contigs' joined text."""
+    origin = int(start[0]) if len(start) else 0
+    text = text[origin : int(end[-1]) if len(end) else 0].upper()
+    start, end, offsets = start - origin, end - origin, offsets - origin
+    size = len(text)
+    flipped = text.translate(_COMPLEMENT)[::-1]
+    code = np.frombuffer(text.translate(_CODE), np.uint8)
+    codons = (code[:-2] * 25 + code[1:-1] * 5 + code[2:]).tobytes() if size > 2 else b""
+    forward, reverse = codons.translate(FORWARD), codons.translate(_REVERSE)
 
     shift = np.arange(3)
     span = (np.maximum(end - start, 2)[:, None] - shift) // 3 * 3
@@ -123,12 +150,15 @@ def stop_free_frames(contigs: Sequence[Contig], window: int) -> pa.RecordBatch:
 
 
 def batches(contigs: Iterable[Contig], bases: int = BATCH_BASES) -> Iterator[list[Contig]]:
-    """Group contigs into lists of about `bases` bases, at least one contig each."""
+    """Group contigs into lists of about `bases` bases, at least one contig each.
+
+    A contig counts as BASES_A_CONTIG more than it has, what its names cost.
+    """
     batch: list[Contig] = []
     size = 0
     for contig in contigs:
         batch.append(contig)
-        size += len(contig.sequence)
+        size += len(contig.sequence) + BASES_A_CONTIG
         if size >= bases:
             yield batch
             batch, size = [], 0

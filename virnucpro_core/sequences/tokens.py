@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.reading import read_small
 
 
 class Tokens(NamedTuple):
@@ -72,20 +74,46 @@ def esm_tokens(proteins: Sequence[str]) -> Tokens:
     return Tokens(ids, lengths)
 
 
-class NucleotideTokenizer:
-    """DNABERT's byte-pair encoding, read from a Hugging Face `tokenizer.json`."""
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """ModelError for what tokenizers raises: Exception for whatever is wrong, and Rust's panics."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelError(
+                f"{path}: no readable tokenizer ({error}); fetch the model again."
+            ) from None
+        raise
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception for whatever is wrong
-            raise ModelError(f"{path}: no readable tokenizer ({error}); fetch it again.") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+
+class NucleotideTokenizer:
+    """DNABERT's byte-pair encoding, read from a Hugging Face `tokenizer.json`.
+
+    vocabulary: the number of ids that the encoder knows, where one is to be fed. Raises ModelError
+    for a file that is no tokenizer or gives other ids, when it is read or when it is used.
+    """
+
+    def __init__(self, path: Path, vocabulary: int | None = None) -> None:
+        self._path, self._vocabulary = path, vocabulary
+        content = read_small(path)
+        with _blamed(path):
+            self._tokenizer = Tokenizer.from_buffer(content)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+        self(["ACGTN"])
 
     def __call__(self, sequences: Sequence[str]) -> Tokens:
         """Tokenise nucleotide sequences: `[CLS]`, byte pairs, `[SEP]`."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(sequences))]
+        with _blamed(self._path):
+            ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(sequences))]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         packed = np.fromiter((i for row in ids for i in row), np.int64, int(lengths.sum()))
+        if not lengths.all() or (self._vocabulary and packed.max(initial=0) >= self._vocabulary):
+            raise ModelError(
+                f"{self._path}: gives no ids, or one beyond the encoder's {self._vocabulary}; "
+                "fetch the model again."
+            )
         return Tokens(packed, lengths)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.schema import FORMAT, FRAMES
 from virnucpro_core.sequences.fasta import Contig, read_fasta
-from virnucpro_core.sequences.frames import batches, stop_free_frames
+from virnucpro_core.sequences.frames import batches, frame_parts
 from virnucpro_core.sequences.windows import window_starts
 
 logger = logging.getLogger("virnucpro.translate")
@@ -49,9 +49,11 @@ class _OriginalFasta:
         self.nucleotides = create("identified_nucleotide.fa")
         self.proteins = create("identified_protein.faa")
 
-    def write(self, contigs: Sequence[Contig], frames: pa.RecordBatch) -> None:
+    def write_chunks(self, contigs: Sequence[Contig]) -> None:
         for contig in contigs:
             self.chunks.writelines(_chunks(contig, self.window))
+
+    def write_frames(self, frames: pa.RecordBatch) -> None:
         ids = frames["frame_id"].to_pylist()
         for handle, column in ((self.nucleotides, "nucleotide"), (self.proteins, "protein")):
             handle.writelines(
@@ -71,9 +73,11 @@ class _Digest:
     def __init__(self) -> None:
         self._parts = {name: hashlib.sha256() for name in ("contigs", "lengths", *self.TEXT)}
 
-    def add(self, contigs: Sequence[Contig], frames: pa.RecordBatch) -> None:
+    def add_contigs(self, contigs: Sequence[Contig]) -> None:
         for contig in contigs:
             self._parts["contigs"].update(f"{contig.id}\t{len(contig.sequence)}\n".encode())
+
+    def add_frames(self, frames: pa.RecordBatch) -> None:
         if frames.num_rows:
             lengths = np.column_stack([pc.binary_length(frames[name]) for name in self.TEXT])
             self._parts["lengths"].update(lengths.tobytes())
@@ -108,16 +112,20 @@ def translate(
                 compression_level=1,
                 use_dictionary=["contig", "frame"],
                 write_statistics=["contig", "window", "start", "end"],
+                write_page_checksum=True,
             )
         )
         for batch in batches(read_fasta(fasta)):
-            table = stop_free_frames(batch, window)
-            writer.write_batch(table)
-            digest.add(batch, table)
+            digest.add_contigs(batch)
             if original:
-                original.write(batch, table)
+                original.write_chunks(batch)
+            for table in frame_parts(batch, window):
+                writer.write_batch(table)
+                digest.add_frames(table)
+                if original:
+                    original.write_frames(table)
+                frames += table.num_rows
             contigs += len(batch)
-            frames += table.num_rows
         writer.add_key_value_metadata(
             {
                 "virnucpro.format": FORMAT,

@@ -176,6 +176,26 @@ def score_contigs(scored: Scored) -> ContigScores:
     return ContigScores(*result)
 
 
+@dataclass(frozen=True)
+class Look:
+    """Contigs whose frames are known, to be scored again and again."""
+
+    sample: Labelled
+    window: int
+    frames: Mapping[str, list[Any]]
+
+    def scored(self, classifier: MLPClassifier, embeddings: Float32Array) -> Scored:
+        """Windows as a classifier scores them."""
+        scores = frame_scores(classifier, embeddings)
+        return score_windows(self.sample, self.window, self.frames, scores)
+
+    def auc(self, classifier: MLPClassifier, embeddings: Float32Array) -> float:
+        """ROC AUC of the contigs that have frames."""
+        mean = score_contigs(self.scored(classifier, embeddings)).mean
+        some = np.isfinite(mean)
+        return roc_auc(self.sample.truth[some], mean[some])
+
+
 BINS = ((500, 999), (1000, 2999), (3000, 10_000))
 """Lengths of contigs, from and to, that are measured apart too."""
 

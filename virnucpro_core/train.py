@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,14 +26,10 @@ from virnucpro_core.augment import Augmentation, Batch, Batches, Masked, train_t
 from virnucpro_core.corpus import PARTS, Corpus, letters
 from virnucpro_core.heldout import (
     Labelled,
-    Scored,
+    Look,
     conservative,
     evaluate,
     frame_embeddings,
-    frame_scores,
-    roc_auc,
-    score_contigs,
-    score_windows,
     usable_frames,
 )
 from virnucpro_core.models.attention import Layout, to_device
@@ -204,45 +200,26 @@ def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) 
     return write_model(out, out.resolve().name, window, dim, **about)
 
 
-@dataclass(frozen=True)
-class Look:
-    """Contigs whose frames are known, to be scored again and again."""
+def settle(known: Look, model: Trainee, false: float) -> float:
+    """Weigh the nucleotides' vector as is best here, and make it call rarely: in place.
 
-    sample: Labelled
-    window: int
-    frames: Mapping[str, list[Any]]
+    Composition is learned by heart sooner than proteins are, so less than full weight can tell
+    more of groups never seen. Returns the weight.
+    """
+    embeddings = frame_embeddings(model.nucleotide, model.protein, known.frames)
+    dim, classifier = model.nucleotide.dim, model.classifier
 
-    def scored(self, classifier: MLPClassifier, embeddings: Float32Array) -> Scored:
-        """Windows as a classifier scores them."""
-        scores = frame_scores(classifier, embeddings)
-        return score_windows(self.sample, self.window, self.frames, scores)
+    def weighed(weight: float) -> Float32Array:
+        halves = [embeddings[:, :dim] * np.float32(weight), embeddings[:, dim:]]
+        whole: Float32Array = np.hstack(halves)
+        return whole
 
-    def auc(self, classifier: MLPClassifier, embeddings: Float32Array) -> float:
-        """ROC AUC of the contigs that have frames."""
-        mean = score_contigs(self.scored(classifier, embeddings)).mean
-        some = np.isfinite(mean)
-        return roc_auc(self.sample.truth[some], mean[some])
-
-    def settle(self, model: Trainee, false: float) -> float:
-        """Weigh the nucleotides' vector as is best here, and make it call rarely: in place.
-
-        Composition is learned by heart sooner than proteins are, so less than full weight can tell
-        more of groups never seen. Returns the weight.
-        """
-        embeddings = frame_embeddings(model.nucleotide, model.protein, self.frames)
-        dim, classifier = model.nucleotide.dim, model.classifier
-
-        def weighed(weight: float) -> Float32Array:
-            halves = [embeddings[:, :dim] * np.float32(weight), embeddings[:, dim:]]
-            whole: Float32Array = np.hstack(halves)
-            return whole
-
-        weight = max(NUCLEOTIDE_WEIGHTS, key=lambda w: self.auc(classifier, weighed(w)))
-        shift = conservative(self.sample, self.scored(classifier, weighed(weight)), false)
-        with torch.no_grad():
-            classifier.hidden_layer.weight[:, :dim] *= weight
-            classifier.output_layer.bias[1] += shift
-        return weight
+    weight = max(NUCLEOTIDE_WEIGHTS, key=lambda w: known.auc(classifier, weighed(w)))
+    shift = conservative(known.sample, known.scored(classifier, weighed(weight)), false)
+    with torch.no_grad():
+        classifier.hidden_layer.weight[:, :dim] *= weight
+        classifier.output_layer.bias[1] += shift
+    return weight
 
 
 def train(
@@ -307,7 +284,7 @@ def train(
                 )  # fmt: skip
 
     course.model.load_state_dict(course.state)
-    weight = known.settle(course.model, recipe.false_positives)
+    weight = settle(known, course.model, recipe.false_positives)
     model = store(course.model, bpe, out, window)
     record: dict[str, Any] = {
         "files": {

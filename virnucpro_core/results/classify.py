@@ -162,6 +162,8 @@ class ScoredFrames:
         with torch.inference_mode():
             logits = self._classifier(torch.from_numpy(embeddings))
             scores: Float32Array = logits.softmax(1).numpy()
+        if not np.isfinite(scores).all():
+            raise ModelError("the classifier gives scores that are not finite; import it again.")
         return scores
 
 

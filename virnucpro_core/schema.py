@@ -81,21 +81,7 @@ def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
             raise InputError(
                 f"{path}: its column {field.name!r} is {kind}, not {field.type}; give {what}."
             )
-    if not _gapless(table.metadata):
-        raise InputError(f"{path}: is damaged: its columns overlap or leave gaps; give {what}.")
     return table
-
-
-def _gapless(meta: pq.FileMetaData) -> bool:
-    """Whether columns lie one behind another: pages have checksums, the footer's offsets none."""
-    at = 4  # behind the magic bytes
-    for group in map(meta.row_group, range(meta.num_row_groups)):
-        for column in map(group.column, range(meta.num_columns)):
-            size = column.total_compressed_size  # none of a group without rows
-            if size and (column.dictionary_page_offset or column.data_page_offset) != at:
-                return False
-            at += size
-    return True
 
 
 def _checked(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model
 
@@ -25,9 +25,11 @@ NEEDED = ("fp8",)
 
 
 def _records(model: Model) -> dict[str, Any]:
+    path = model.folder / STORED
     try:
-        records = json.loads((model.folder / STORED).read_text())
-    except (OSError, ValueError):
+        records = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        blame_machine(error, path)
         return {}
     return records if isinstance(records, dict) else {}
 

@@ -44,7 +44,11 @@ Frames = Annotated[
 ]
 ShardBp = Annotated[
     int | None,
-    typer.Option(min=1, help="Bases of a piece, about; else by --model, or 10,000,000."),
+    typer.Option(
+        min=1,
+        max=2_000_000_000,  # more of them gain nothing, and a piece has to be worth losing
+        help="Bases of a piece, about; else by --model, or 10,000,000.",
+    ),
 ]
 DeviceClassOption = Annotated[
     DeviceClass, typer.Option(help="With --model: a piece keeps such a device 10 minutes busy.")

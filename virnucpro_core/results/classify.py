@@ -161,6 +161,10 @@ def _score(
                 with torch.inference_mode():
                     logits = classifier(torch.from_numpy(embeddings))
                     scores: Float32Array = logits.softmax(1).numpy()
+                if not np.isfinite(scores).all():
+                    raise ModelError(
+                        "the classifier gives scores that are not finite; import it again."
+                    )
                 yield frames, scores
                 at += frames.num_rows
 

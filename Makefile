@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all one needs; both install first what is missing.
 PYTHON ?= python3
 
-.PHONY: setup demo test test-slow lint lock sbom clean
+.PHONY: setup demo test test-slow wheel lint lock sbom clean
 
 setup: .venv/.installed .tools/.installed
 
@@ -42,6 +42,11 @@ test: lint
 
 test-slow: setup
 	.venv/bin/pytest -m slow
+
+# What -profile conda installs.
+wheel: setup
+	rm -rf build # files that are gone from here would be taken out of it
+	.venv/bin/pip wheel --quiet --no-deps --no-build-isolation -w dist .
 
 # The versions and hashes of requirements.txt anew, from pyproject.toml; needs uv. requirements-runtime.txt,
 # for containers, is the same without the tools of development: the one lock is the other's constraint.

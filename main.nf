@@ -1,7 +1,7 @@
 #!/usr/bin/env nextflow
 
 include { FASTA_CLASSIFY_VIRNUCPRO } from './subworkflows/local/fasta_classify_virnucpro'
-include { checkParameters ; helpText ; readInput ; failure ; refusals ; summary } from './subworkflows/local/utils_virnucpro_pipeline'
+include { LEFT_OUT ; checkMachine ; checkModel ; checkParameters ; earlierResults ; failure ; helpText ; onCpu ; openRecords ; readInput ; summary } from './subworkflows/local/utils_virnucpro_pipeline'
 
 workflow {
     main:
@@ -12,26 +12,24 @@ workflow {
     }
     checkParameters(params, schema, workflow.commandLine)
 
-    def samples = readInput(params.input)
-    if (params.models_dir && !file(params.models_dir).exists()) {
-        error("--models_dir ${params.models_dir}: no such folder; check the path.")
-    }
-    if (params.models_dir && params.model != 'mini' && !file(params.models_dir).resolve("${params.model}/model.json").exists()) {
-        error("--model ${params.model}: is not in ${params.models_dir}; bring it in with `virnucpro models fetch` or `import`.")
-    }
-    if (params.device == 'cpu' && workflow.profile.tokenize(',').contains('gpu')) {
-        log.warn("-profile gpu asks for GPUs, and --device cpu leaves them idle: drop one of the two.")
-    }
+    def samples = readInput(params.input, workflow.workDir)
+    def model = checkModel(params, workflow)
+    checkMachine(params, workflow, samples, model)
 
-    // A container gets this folder mounted: it must be there, and the user's.
-    if (params.checkpoint_dir) {
-        file(params.checkpoint_dir).mkdirs()
+    if (!workflow.preview) {
+        // A container gets this folder mounted: it must be there, and the user's.
+        if (params.checkpoint_dir) {
+            file(params.checkpoint_dir, glob: false).mkdirs()
+        }
+        openRecords(nextflow.Global.session)
     }
 
     FASTA_CLASSIFY_VIRNUCPRO(
         channel.fromList(samples),
-        channel.value([params.model, params.models_dir ? file(params.models_dir) : []]),
+        channel.value([params.model, params.models_dir ? file(params.models_dir, glob: false) : []]),
     )
+
+    LEFT_OUT(FASTA_CLASSIFY_VIRNUCPRO.out.refused)
 
     def versions = """\
         Workflow:
@@ -45,21 +43,25 @@ workflow {
         .collectFile(name: 'software_versions.yml', storeDir: "${params.outdir}/pipeline_info", sort: true)
 
     def called = []
+    def refused = [:]
     FASTA_CLASSIFY_VIRNUCPRO.out.calls.subscribe { meta, _calls -> called << meta.id }
+    FASTA_CLASSIFY_VIRNUCPRO.out.refused.subscribe { meta, folder -> refused[meta.id] = folder.resolve('refused.txt').getText('UTF-8').trim() }
 
     def run = workflow // event handlers do not see `workflow` itself
     def outdir = params.outdir
-    def leavesOut = params.on_bad_sample == 'skip'
-    def trace = nextflow.Global.session.config.trace // as configured, or as -with-trace says
+    def wantsGpu = workflow.profile.tokenize(',').contains('gpu') && params.device != 'cpu'
     workflow.onComplete {
-        def missing = samples.collect { meta, _fastas -> meta.id } - called
-        if (leavesOut) {
-            refusals(trace, run.workDir, run.stats.ignoredCount ? missing : []).each { sample, sentence ->
-                log.error("Sample ${sample} was left out: ${sentence}")
-            }
-        }
-        if (run.success) {
+        refused.sort().each { sample, sentence -> log.error("Sample ${sample} was left out: ${sentence}") }
+        if (run.success && !run.preview) {
             log.info(summary(called.sort(), outdir, run.stats, run.duration))
+            def cpu = wantsGpu ? onCpu(called, outdir) : []
+            if (cpu) {
+                log.warn("-profile gpu, but a CPU embedded ${cpu.join(', ')}: no GPU was seen there. --device cuda stops at once instead.")
+            }
+            def earlier = earlierResults(outdir, called)
+            if (earlier) {
+                log.warn("${outdir} has results of earlier runs that this run's report does not include: ${earlier.take(20).join(', ')}${earlier.size() > 20 ? " and ${earlier.size() - 20} more" : ''}.")
+            }
         }
     }
     workflow.onError {

@@ -4,7 +4,7 @@
 
 The contigs are repeated until they give enough frames. Without --model, one of the published sizes
 with random weights is written first. Times are from a process's first batch to its end, so that
-start-up is apart; a run of all ends with the last of its workers and the join of their blocks.
+start-up is apart; a run of all ends with the last of its workers and what comes after it, the tail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from virnucpro_core.schema import frame_meta
 from virnucpro_core.sequences.translate import translate
 
 FIRST = re.compile(r"virnucpro\.embed: first batch")
-LAST = re.compile(r"virnucpro\.embed: \S+: load .* s, ")
+LAST = re.compile(r"virnucpro\.embed: \S+: [\d.]+ s: load")
 
 
 def write_frames(contigs: Path, folder: Path, wanted: int, window: int) -> Path:
@@ -70,7 +70,7 @@ def embed(frames: Path, output: Path, devices: str, model: list[str]) -> dict[st
         "start_up": round(first[0], 2),
         "work": round(end - first[0], 2),
         "workers": [round(seconds - first[0], 2) for seconds in last],
-        "join": round(end - last[-1], 2),
+        "tail": round(end - last[-1], 2),
     }
 
 

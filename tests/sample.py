@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from virnucpro_core.embedding.merge import merge
-from virnucpro_core.embedding.shards import Origin, write_shard
+from virnucpro_core.embedding.shards import Origin, create_shard, seal, write_rows
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.store import Model
 from virnucpro_core.results.classify import classify
@@ -59,7 +59,7 @@ class Sample:
             classifier=identity(folder / "c.safetensors"),
             weights=WEIGHTS,
         )
-        self.origin = Origin("tiny", dict(list(WEIGHTS.items())[:1]), WINDOW, "fp32", True)
+        self.origin = Origin("tiny", dict(list(WEIGHTS.items())[:1]), WINDOW, "fp32", True, "1")
         self.frames = []
         self.shards = []
         for piece in self.pieces:
@@ -68,14 +68,14 @@ class Sample:
             ids = pq.read_table(table)["frame_id"].to_pylist()
             values = np.array([logits(name) for name in ids], np.float32).reshape(-1, 2)
             self.frames.append(table)
-            self.shards.append(self.shard(table, ids, values))
+            self.shards.append(self.shard(table, values))
         self.embeddings = folder / "embeddings.h5"
         merge(self.shards, self.frames, self.embeddings)
 
-    def shard(self, table: Path, ids: list[str], values: Any) -> Path:
+    def shard(self, table: Path, values: Any) -> Path:
         path = table.with_suffix(".h5")
-        names = np.array([name.encode() for name in ids], "S64")
-        write_shard(path, self.origin, frame_meta(table).digest, names, 2, iter([values]))
+        create_shard(path, table, frame_meta(table).digest, self.origin, 2)
+        seal(path, write_rows(path, [values]), [])
         return path
 
     def classify(self, out: str = "out", **options: Any) -> pa.Table:

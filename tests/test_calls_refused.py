@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 from safetensors.torch import save_file
 from sample import OPEN, WEIGHTS, Sample, viral
 
+from virnucpro_core.embedding.hdf5 import data_places, sign
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
@@ -84,10 +86,15 @@ def test_other_rows_and_values_that_are_not_finite_are_refused(sample: Sample) -
     table = sample.frames[0]
     ids = pq.read_table(table)["frame_id"].to_pylist()
     values = np.ones((len(ids), 2), np.float32)
-    sample.shard(table, ids[::-1], values)
+    path = sample.shard(table, values)
+    with h5py.File(path, "r+") as file:
+        file["frame_id"][:] = file["frame_id"][()][::-1]
+        places = data_places(file)
+    with path.open("rb+", buffering=0) as raw:
+        sign(raw.fileno(), places)
     refused(sample, "are not the frames of")
     values[3, 1] = np.inf
-    sample.shard(table, ids, values)
+    sample.shard(table, values)
     refused(sample, f"{ids[3]} is not finite")
 
 
@@ -95,8 +102,8 @@ def test_a_refused_run_leaves_the_results_of_the_last_good_one(sample: Sample) -
     sample.classify()
     before = {p: hashlib.sha256(p.read_bytes()).digest() for p in (sample.folder / "out").iterdir()}
     table = sample.frames[-1]
-    ids = pq.read_table(table)["frame_id"].to_pylist()
-    sample.shard(table, ids, np.full((len(ids), 2), np.nan, np.float32))
+    rows = pq.read_metadata(table).num_rows
+    sample.shard(table, np.full((rows, 2), np.nan, np.float32))
     with pytest.raises(InputError):
         sample.classify()
     after = {p: hashlib.sha256(p.read_bytes()).digest() for p in (sample.folder / "out").iterdir()}

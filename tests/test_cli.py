@@ -98,11 +98,15 @@ def test_cli_bad_usage_is_one_sentence(
     assert_refused(virnucpro(*arguments, cwd=tmp_path), code, pattern)
 
 
-@pytest.mark.parametrize(("output", "says"), [("a.fa", "exists"), ("a.fa/out", "Not a directory")])
-def test_cli_output_that_is_in_the_way_exits_2(tmp_path: Path, output: str, says: str) -> None:
+@pytest.mark.parametrize("output", ["a.fa", "a.fa/out"])
+@pytest.mark.parametrize("command", [["split"], ["predict", "--model", "mini"]])
+def test_cli_output_that_is_in_the_way_exits_2(
+    tmp_path: Path, command: list[str], output: str
+) -> None:
     (tmp_path / "a.fa").write_text(">a\nACGT\n")
-    run = virnucpro("split", "a.fa", "-o", output, cwd=tmp_path)
-    assert_refused(run, 2, rf"^virnucpro: {output}: .*{says}; give another path\.$")
+    run = virnucpro(*command, "a.fa", "-o", output, cwd=tmp_path)
+    assert_refused(run, 2, r"^virnucpro: a\.fa: is a file where a folder has to be; name another")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fa"]
 
 
 def test_cli_output_that_is_a_folder_is_named_as_given(tmp_path: Path) -> None:

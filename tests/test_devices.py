@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from virnucpro_core.embedding.devices import ASSIGNED, leased
+from virnucpro_core.embedding.devices import identity, leased
 from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.errors import GpuMemoryError, InputError
 from virnucpro_core.models.store import Model
 
 HOLD = """
-import sys, time, torch
-torch.cuda.device_count = lambda: 2
+import os, sys, time, torch
+from virnucpro_core.embedding import devices
 from virnucpro_core.embedding.devices import leased
+seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+torch.cuda.device_count = lambda: len(seen)
+devices.identity = lambda device: f"GPU-{seen[device.index]}"
 with leased(sys.argv[1], int(sys.argv[2]) or None) as devices:
     print(*devices, flush=True)
     time.sleep(100)
@@ -37,7 +40,7 @@ def hold(tmp_path: Path) -> Iterator[Hold]:
     started: list[subprocess.Popen[str]] = []
 
     def start(devices: str, gpus: int = 0, **env: str) -> subprocess.Popen[str]:
-        free = {name: value for name, value in os.environ.items() if name not in ASSIGNED}
+        free = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         process = subprocess.Popen(
             [sys.executable, "-c", HOLD, devices, str(gpus)],
             env={**free, "VIRNUCPRO_LOCKS": str(tmp_path), **env},
@@ -73,10 +76,38 @@ def test_lease_auto_takes_every_gpu_that_is_free(hold: Hold) -> None:
     assert took(hold("auto")) == "cuda:0"
 
 
-@pytest.mark.parametrize("name", ASSIGNED)
-def test_lease_steps_aside_where_gpus_are_assigned(name: str, hold: Hold) -> None:
-    assert took(hold("auto")) == "cuda:0 cuda:1"
-    assert took(hold("auto", 1, **{name: "0,1"})) == "cuda:0"
+def test_lease_of_gpus_that_were_named_before_is_no_lease_of_the_same_one_twice(
+    hold: Hold,
+) -> None:
+    """Two tasks of one allocation (salloc, CUDA_VISIBLE_DEVICES=0,1) once shared its first GPU."""
+    named = {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_JOB_GPUS": "0,1"}
+    tasks = [hold("auto", 1, **named) for _ in range(2)]
+    assert {took(task) for task in tasks} == {"cuda:0", "cuda:1"}
+
+
+def test_lease_knows_a_gpu_by_its_identity_not_by_its_number(hold: Hold) -> None:
+    """Each job of a scheduler may see its own GPU as number 0."""
+    assert took(hold("auto", CUDA_VISIBLE_DEVICES="3")) == "cuda:0"
+    assert took(hold("auto", CUDA_VISIBLE_DEVICES="5")) == "cuda:0"
+    assert took(hold("auto", 1, CUDA_VISIBLE_DEVICES="5,3,4")) == "cuda:2"
+
+
+def test_lease_that_waits_for_two_holds_neither(hold: Hold) -> None:
+    first = hold("cuda:1")
+    assert took(first) == "cuda:1"
+    both = hold("cuda", 2)
+    assert both.stdout is not None
+    assert not select.select([both.stdout], [], [], 4)[0]
+    assert took(hold("cuda:0")) == "cuda:0"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_identity_of_each_gpu_is_its_uuid() -> None:
+    devices = [torch.device(f"cuda:{n}") for n in range(torch.cuda.device_count())]
+    said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    assert len({identity(device) for device in devices}) == len(devices)
+    assert all(identity(device).removeprefix("GPU-") in said for device in devices)
 
 
 def test_lease_under_a_strict_umask_can_be_opened_by_other_users(
@@ -87,7 +118,7 @@ def test_lease_under_a_strict_umask_can_be_opened_by_other_users(
         assert took(hold("cuda:1")) == "cuda:1"
     finally:
         os.umask(before)
-    assert (tmp_path / "virnucpro-gpu1.lock").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "virnucpro-GPU-1.lock").stat().st_mode & 0o777 == 0o644
 
 
 def test_lease_of_the_cpu_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +137,7 @@ def test_gpus_asked_for_where_the_cpu_works_are_missed_aloud(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
-    words = ["embed", "none.parquet", "-o", "none.h5", "--model", "virnucpro-500"]
+    words = ["embed", "none.parquet", "-o", "none.h5", "--model", "mini"]
     run = subprocess.run(
         [sys.executable, "-m", "virnucpro_core.cli", *words, "--devices", "cuda"],
         capture_output=True,

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,7 +25,7 @@ from virnucpro_core.embedding.devices import parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
-from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.errors import BusyError, InputError, VirNucProError
 from virnucpro_core.models.store import Model
 from virnucpro_core.sequences.translate import translate
 
@@ -72,11 +74,12 @@ def test_embed_rows_are_both_encoders_vectors_in_table_order(
     with h5py.File(shard) as file:
         assert file["frame_id"].shape == (len(names),)
         assert file["embedding"].dtype == np.float32
-        assert file["embedding"].chunks[1] == tiny.dim
-        assert {"format", "model", "weights", "precision", "packed", "version", "complete"} <= set(
+        assert file["embedding"].shape == (len(names), tiny.dim)
+        assert {"format", "model", "weights", "precision", "packed", "numerics", "version"} <= set(
             file.attrs
         )
-    assert not list(shard.parent.glob("*.blocks"))
+        assert file.attrs["complete"]
+    assert [path.name for path in shard.parent.iterdir()] == ["shard.h5"]
 
 
 def test_embed_packing_disabled_gives_the_same_embeddings(
@@ -122,7 +125,8 @@ def test_embed_leaves_the_checkpoints_of_a_running_process_alone(
     def successor(*_: object) -> None:
         monkeypatch.undo()
         embed(edge_frames, tmp_path / "second.h5", tiny, devices=CPU, checkpoint_dir=kept)
-        assert [len(list(folder.iterdir())) for folder in kept.iterdir()] == [0]
+        (folder,) = (path for path in kept.iterdir() if path.is_dir())
+        assert [path.name for path in folder.iterdir()] == ["shard.h5"]
         raise KeyboardInterrupt
 
     monkeypatch.setattr("virnucpro_core.embedding.engine.run_ranks", successor)
@@ -156,7 +160,7 @@ def test_embed_killed_half_way_goes_on_and_gives_an_unbroken_runs_result(
     slow = {"VIRNUCPRO_DISABLE_PACKING": "true"}
     first = run_embed(many_frames, output, models_dir, **slow)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("shard.h5.blocks/*/0*.npy")):
+    while not any(p.stat().st_size for p in tmp_path.glob("shard.h5.partial/*/*.journal")):
         assert first.poll() is None, first.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -176,27 +180,95 @@ def test_embed_killed_half_way_goes_on_and_gives_an_unbroken_runs_result(
     assert np.array_equal(read(output)[1], read(tmp_path / "unbroken.h5")[1])
 
 
-def test_embed_blocks_of_other_weights_are_not_used(
+@pytest.fixture
+def unsealed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs end when all rows are written, before the shard is sealed and renamed."""
+
+    def fail(*_: object) -> None:
+        raise VirNucProError("the run ends before its shard is sealed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("virnucpro_core.embedding.engine.finish", fail)
+        yield
+
+
+def cut_short(frames: Path, output: Path, model: Model, **options: Any) -> None:
+    with pytest.raises(VirNucProError, match="the run ends"):
+        embed(frames, output, model, devices=CPU, **options)
+
+
+def test_embed_rows_of_another_run_are_neither_used_nor_touched(
+    edge_frames: Path,
+    tiny: Model,
+    tmp_path: Path,
+    unsealed: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Other weights, another precision, packing, or kernels: all that decides values."""
+    kept = tmp_path / "checkpoints"
+    other = write_tiny_model(tmp_path / "models", seed=1)
+    caplog.set_level(logging.INFO, "virnucpro.embed")
+    cut_short(edge_frames, tmp_path / "a.h5", tiny, checkpoint_dir=kept)
+    (first,) = kept.iterdir()
+    before = {path: path.read_bytes() for path in first.iterdir()}
+    cut_short(edge_frames, tmp_path / "a.h5", other, checkpoint_dir=kept)
+    cut_short(edge_frames, tmp_path / "a.h5", tiny, checkpoint_dir=kept, precision="bf16")
+    monkeypatch.setenv("VIRNUCPRO_DISABLE_PACKING", "1")
+    cut_short(edge_frames, tmp_path / "a.h5", tiny, checkpoint_dir=kept)
+    monkeypatch.undo()
+    monkeypatch.setenv("VIRNUCPRO_ATTENTION", "padded")
+    cut_short(edge_frames, tmp_path / "a.h5", tiny, checkpoint_dir=kept)
+    monkeypatch.setattr("virnucpro_core.models.attention.REVISION", 0)
+    cut_short(edge_frames, tmp_path / "a.h5", tiny, checkpoint_dir=kept)
+    assert len(list(kept.iterdir())) == 6
+    assert {path: path.read_bytes() for path in first.iterdir()} == before
+    assert caplog.text.count(": 0 of ") == 6, "batches kept"
+
+
+def test_embed_after_another_input_was_tried_the_first_goes_on_where_it_stood(
+    edge: Path,
+    edge_frames: Path,
+    shard: Path,
+    tiny: Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "shard.h5"
+    with monkeypatch.context() as patched:
+        patched.setattr("virnucpro_core.embedding.engine.finish", None)
+        with pytest.raises(TypeError):
+            embed(edge_frames, output, tiny, devices=CPU)
+    (tmp_path / "other.fa").write_text(f">x\n{'GCA' * 200}\n")
+    translate([tmp_path / "other.fa"], tmp_path / "other.parquet", WINDOW)
+    embed(tmp_path / "other.parquet", output, tiny, devices=CPU)
+    with pytest.raises(InputError, match=r"shard\.h5: holds embeddings of other frames, .*--force"):
+        embed(edge_frames, output, tiny, devices=CPU)
+    monkeypatch.setattr("virnucpro_core.embedding.engine.run_ranks", None)  # nothing is left to do
+    embed(edge_frames, output, tiny, devices=CPU, force=True)
+    assert np.array_equal(read(output)[1], read(shard)[1])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_embed_output_that_another_process_writes_is_refused_at_once(
     edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise VirNucProError("the run ends before its shard is written")
+    output = tmp_path / "shard.h5"
 
-    monkeypatch.setattr("virnucpro_core.embedding.engine.write_shard", fail)
-    checkpoints = tmp_path / "checkpoints"
-    with pytest.raises(VirNucProError, match="the run ends"):
-        embed(edge_frames, tmp_path / "a.h5", tiny, devices=CPU, checkpoint_dir=checkpoints)
-    monkeypatch.undo()
-    assert len(list(checkpoints.glob("*/*.npy"))) == 1
-    other = write_tiny_model(tmp_path / "models", seed=1)
-    embed(edge_frames, tmp_path / "b.h5", other, devices=CPU, checkpoint_dir=checkpoints)
-    embed(edge_frames, tmp_path / "c.h5", other, devices=CPU)
-    assert np.array_equal(read(tmp_path / "b.h5")[1], read(tmp_path / "c.h5")[1])
-    assert len(list(checkpoints.glob("*/*.npy"))) == 1, "the other run's block is left alone"
+    def second(*_: object) -> None:
+        monkeypatch.undo()
+        with pytest.raises(BusyError, match=r"shard\.h5: another process is writing it; wait"):
+            embed(edge_frames, output, tiny, devices=CPU)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("virnucpro_core.embedding.engine.run_ranks", second)
+    with pytest.raises(KeyboardInterrupt):
+        embed(edge_frames, output, tiny, devices=CPU)
+    assert not list(tmp_path.iterdir()), "nothing was finished, so nothing is left"
 
 
-@pytest.mark.parametrize("damage", ["truncate", "foreign"])
-def test_embed_damaged_block_is_embedded_again(
+@pytest.mark.parametrize("damage", ["torn journal", "row", "shard cut short", "no journal"])
+def test_embed_damaged_work_is_done_again(
     shard: Path,
     edge_frames: Path,
     tiny: Model,
@@ -205,22 +277,25 @@ def test_embed_damaged_block_is_embedded_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def fail(*_: object) -> None:
-        raise VirNucProError("the run ends before its shard is written")
-
     output = tmp_path / "shard.h5"
-    monkeypatch.setattr("virnucpro_core.embedding.engine.write_shard", fail)
-    with pytest.raises(VirNucProError, match="the run ends"):
-        embed(edge_frames, output, tiny, devices=CPU)
-    monkeypatch.undo()
-    (block,) = tmp_path.glob("shard.h5.blocks/*/*.npy")
-    if damage == "truncate":
-        os.truncate(block, block.stat().st_size // 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("virnucpro_core.embedding.engine.finish", None)
+        with pytest.raises(TypeError):
+            embed(edge_frames, output, tiny, devices=CPU)
+    (work,) = tmp_path.glob("shard.h5.partial/*/")
+    journal = work / "rank0.journal"
+    if damage == "torn journal":
+        os.truncate(journal, journal.stat().st_size - 7)
+    elif damage == "row":
+        with h5py.File(work / "shard.h5", "r+") as file:
+            file["embedding"][3, 5] += 1
+    elif damage == "shard cut short":
+        os.truncate(work / "shard.h5", 10_000)
     else:
-        np.save(block, np.zeros(3))
+        journal.unlink()
     embed(edge_frames, output, tiny, devices=CPU)
-    assert "its rows are embedded again" in caplog.text
-    assert np.array_equal(read(output)[1], read(shard)[1])
+    assert ("again" in caplog.text) == (damage != "no journal")
+    assert np.abs(read(output)[1] - read(shard)[1]).max() < 1e-5  # a row alone in its batch
 
 
 def test_embed_complete_shard_is_left_as_it_is(

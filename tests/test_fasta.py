@@ -114,12 +114,38 @@ def test_read_fasta_contig_too_long_for_a_text_is_refused(
         list(read_fasta([tmp_path / "in.fa"]))
 
 
-def test_read_fasta_same_id_in_two_files_is_refused(tmp_path: Path) -> None:
+def test_read_fasta_ids_of_several_files_are_made_unique_by_the_files_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the contents: here the second file has the very names that would be given."""
+    ids = [["k1", "k2", "k1_file2"], ["k3", "k1", "k1_file2"], ["k1", "k4"]]
+    paths = [tmp_path / f"{number}.fa" for number in range(3)]
+    for path, names in zip(paths, ids, strict=True):
+        path.write_text("".join(f">{name} of {path.name}\nACGT\n" for name in names))
+    contigs = list(read_fasta(paths))
+    assert [contig.id for contig in contigs] == [
+        *ids[0],
+        *["k3", "k1_file2_file2", "k1_file2_file2_file2"],
+        *["k1_file3", "k4"],
+    ]
+    assert [contig.description for contig in contigs][3:5] == ["of 1.fa", "of 1.fa"]
+    assert "1.fa: an earlier file has 2 of its ids too; they get _file2" in caplog.text
+
+
+def test_read_fasta_id_twice_in_a_later_file_is_refused(tmp_path: Path) -> None:
     paths = [tmp_path / "1.fa", tmp_path / "2.fa"]
     for path in paths:
         path.write_text(">same\nACGT\n")
-    with pytest.raises(InputError, match=r"2\.fa, line 1: contig id 'same' appears twice"):
+    paths[1].write_text(">same\nACGT\n" * 2)
+    with pytest.raises(InputError, match=r"2\.fa, line 3: contig id 'same' appears twice"):
         list(read_fasta(paths))
+
+
+def test_read_fasta_file_named_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "1.fa"
+    path.write_text(">same\nACGT\n")
+    with pytest.raises(InputError, match=r"1\.fa: is named twice"):
+        list(read_fasta([path, path]))
 
 
 def test_read_fasta_byte_order_mark_is_no_part_of_it(tmp_path: Path) -> None:

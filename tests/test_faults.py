@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -67,14 +68,14 @@ def test_resume_after_the_head_was_killed_runs_only_what_is_missing(tmp_path: Pa
 
 
 def test_embed_task_killed_half_way_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    """The killer acts once a block is finished; the second try keeps it."""
+    """The killer acts once rows are finished; the second try keeps them."""
     fasta = re.sub(r"^(>\S+).*", r"\1", (DEMO / "phages.fasta").read_text(), flags=re.MULTILINE)
     copies = "".join(re.sub(r"^>", f">{n}_", fasta, flags=re.MULTILINE) for n in range(12))
     (tmp_path / "many.fasta").write_text(copies)
     blocks = tmp_path / "checkpoints"
     kill = (
-        f"(until ls {blocks}/*/*.npy; do sleep 0.05; done; pkill -KILL -f 'checkpoint-dir.{{0,2}}"
-        f"{blocks}') > /dev/null 2>&1 &"
+        f"(until [ -s {blocks}/*/rank0.journal ]; do sleep 0.05; done; "
+        f"pkill -KILL -f 'checkpoint-dir.{{0,2}}{blocks}') > /dev/null 2>&1 &"
     )
     (tmp_path / "kill.config").write_text(
         "env.VIRNUCPRO_DISABLE_PACKING = 'true'\n"
@@ -143,8 +144,24 @@ def test_ten_samples_one_broken_the_other_nine_finish(ten_samples: Path) -> None
     assert {path.parent.name for path in results.glob("*/contigs.tsv")} == {
         f"s{number}" for number in range(10) if number != 6
     }
-    assert "s9" in (results / "report" / "report.html").read_text()
-    assert tasks(results, "FAILED") == {"SPLIT": 1}
+    page = (results / "report" / "report.html").read_text()
+    assert "s9" in page
+    assert "1 of 10 samples was left out" in page
+    assert "s6.fa, line 2: &#39;L&#39; is no nucleotide" in page
+    assert tasks(results, "FAILED") == {"OUT": 1}
+
+
+def test_mended_sample_is_done_by_resume(ten_samples: Path) -> None:
+    """Stub runs do not read FASTA: real ones, of the broken sample and another."""
+    (ten_samples / "two.csv").write_text("sample,fasta\ns5,s5.fa\ns6,s6.fa\n")
+    words = ["--input", "two.csv", "-resume"]
+    assert pipeline(ten_samples, *words).returncode != 0
+    shutil.copy(ten_samples / "s7.fa", ten_samples / "s6.fa")
+    run = pipeline(ten_samples, *words)
+    assert run.returncode == 0, run.stdout
+    assert tasks(ten_samples / "results", "CACHED")["CLASSIFY"] == 1
+    assert (ten_samples / "results" / "s6" / "contigs.tsv").exists()
+    assert "left out" not in (ten_samples / "results" / "report" / "report.html").read_text()
 
 
 def test_on_bad_sample_stop_ends_the_run(ten_samples: Path) -> None:
@@ -155,27 +172,17 @@ def test_on_bad_sample_stop_ends_the_run(ten_samples: Path) -> None:
     assert not list((ten_samples / "results").glob("report/report.html"))
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ("", "virnucpro: s6.fa, line 2: 'L' is no nucleotide"),
-        ("trace.enabled = false", "says why; .nextflow.log names that folder."),
-        ("trace.fields = 'name,status'", "says why; .nextflow.log names that folder."),
-    ],
-)
-def test_every_sample_refused_with_the_trace_elsewhere_or_nowhere(
-    settings: str, reason: str, ten_samples: Path
-) -> None:
-    (ten_samples / "trace.config").write_text(settings + "\n")
+def test_every_sample_refused_leaves_a_report_with_the_reasons(ten_samples: Path) -> None:
+    (ten_samples / "trace.config").write_text("trace.enabled = false\n")
     words = ["-profile", "test", "--input", "s6.fa"]
-    words += [] if settings else ["-with-trace", "elsewhere/trace.txt"]
     run = nextflow(ten_samples, "-c", "trace.config", "run", f"{ROOT}/main.nf", *words)
     assert run.returncode != 0
     (left_out,) = (line for line in run.stdout.splitlines() if "Sample s6 was" in line)
-    assert left_out.startswith("ERROR ~ Sample s6 was left out: ")
-    assert reason in left_out
+    assert left_out.startswith("ERROR ~ Sample s6 was left out: virnucpro: s6.fa, line 2: 'L' is")
     assert "Calls:  none, every sample was left out" in run.stdout
     assert "contigs.tsv" not in run.stdout
-    assert "Report:" not in run.stdout
-    assert "Tasks:  0 run, 0 cached, 0 tried again; " in run.stdout
-    assert (ten_samples / "elsewhere" / "trace.txt").exists() == (not settings)
+    assert (
+        "1 of 1 samples was left out"
+        in (ten_samples / "results" / "report" / "report.html").read_text()
+    )
+    assert not (ten_samples / "results" / "pipeline_info" / "trace.txt").exists()

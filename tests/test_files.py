@@ -33,13 +33,11 @@ def test_split_input_named_as_a_piece_is_refused_and_kept(tmp_path: Path, link: 
     assert fasta.read_text() == ">a\nACGT\n"
 
 
-def test_split_refused_leaves_no_inventory_of_an_earlier_run(tmp_path: Path) -> None:
-    (tmp_path / "good.fa").write_text(">a\nACGT\n")
+def test_split_refused_half_way_leaves_neither_pieces_nor_folder(tmp_path: Path) -> None:
     (tmp_path / "bad.fa").write_text(">a\nACGT\n>b\nEFIL\n")
-    split([tmp_path / "good.fa"], tmp_path / "split")
     with pytest.raises(InputError):
-        split([tmp_path / "bad.fa"], tmp_path / "split", 1)
-    assert not (tmp_path / "split/contigs.parquet").exists()
+        split([tmp_path / "bad.fa"], tmp_path / "new/split", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.fa"]
 
 
 def test_translate_into_its_fasta_is_refused_and_leaves_it(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,10 +16,11 @@ import torch
 from virnucpro_core.benchmark import benchmark
 from virnucpro_core.benchmark.lines import Line
 from virnucpro_core.benchmark.plot import plot
+from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.errors import InputError
 from virnucpro_core.machine import machine
 from virnucpro_core.models.store import Model
-from virnucpro_core.profile import lines, profile
+from virnucpro_core.profile import _shared_out, lines, profile
 
 CPU = torch.device("cpu")
 
@@ -64,10 +68,37 @@ def test_plot_marks_what_missed_its_bar() -> None:
     assert drawn.count("#b8423b") == drawn.count("#2a7f62") == 1
 
 
+def test_stages_side_by_side_add_up_to_the_run() -> None:
+    """Four threads in one stage, for a while beside another: no more seconds than the clock's."""
+    stages = Stages()
+    start = time.perf_counter()
+
+    def work(stage: str) -> None:
+        with stages(stage):
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(5) as executor:
+        list(executor.map(work, ["compute"] * 4 + ["read"]))
+    with stages("write"):
+        time.sleep(0.1)
+    whole = time.perf_counter() - start
+    assert 0.9 * whole < sum(stages.seconds.values()) <= whole
+    assert stages.seconds["compute"] == pytest.approx(4 * stages.seconds["read"], rel=0.2)
+    assert re.search(r"compute 0\.\d s \(0\.\d s of threads side by side\)", str(stages))
+
+
+def test_kernels_side_by_side_share_their_time() -> None:
+    seconds = _shared_out([(0.0, 2.0, "gemm"), (1.0, 3.0, "copy out"), (4.0, 5.0, "gemm")])
+    assert seconds == {"gemm": 2.5, "copy out": 1.5}
+
+
 def test_profile_names_every_stage_of_a_run(edge_frames: Path, tiny: Model) -> None:
     result = profile(edge_frames, tiny, CPU, "fp32")
     assert set(result["stages"]) == {"read", "tokenise", "compute", "write", "join"}
     assert result["frames"] == len(pq.read_table(edge_frames))
     assert result["file to file"]["seconds"] > result["stages"]["join"] > 0
     assert any(line.startswith("tokenise") for line in lines(result))
+    shares = [float(line.split()[-1][:-1]) for line in lines(result) if line.endswith("%")]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert sum(result["stages"].values()) <= result["file to file"]["seconds"]
     assert [path.name for path in edge_frames.parent.iterdir()] == [edge_frames.name]

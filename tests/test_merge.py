@@ -13,6 +13,7 @@ from test_embedding import CPU, read
 from tiny import WINDOW
 
 from virnucpro_core.embedding.engine import embed
+from virnucpro_core.embedding.hdf5 import data_places, sign
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError
@@ -106,9 +107,11 @@ def test_merge_truncated_shard_is_refused(pieces: Pieces) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda file: file["embedding"].__setitem__((1, 3), np.nan), "is not finite"),
+        (lambda file: file["embedding"].__setitem__((1, 3), 0.5), "F2 is damaged"),
+        (lambda file: file["checksum"].__setitem__(1, 5), "F2 is damaged"),
         (lambda file: file["frame_id"].__setitem__(1, b"x_chunk_1F1"), "holds x_chunk_1F1 where"),
-        (lambda file: file.attrs.__setitem__("complete", False), "no complete file"),
+        (lambda file: file.attrs.__setitem__("format", "1"), "it is of format '1', not 2"),
+        (lambda file: file.attrs.__setitem__("numerics", "1"), "other weights"),
         (lambda file: file.attrs.__setitem__("weights", "{}"), "other weights"),
         (lambda file: file.attrs.__setitem__("precision", "fp16"), "in fp16"),
     ],
@@ -119,5 +122,9 @@ def test_merge_shard_of_another_content_is_refused(
     assert callable(change)
     with h5py.File(pieces.shards[1], "r+") as file:
         change(file)
+        file.flush()
+        places = data_places(file)
+    with pieces.shards[1].open("rb+", buffering=0) as raw:
+        sign(raw.fileno(), places)
     with pytest.raises(InputError, match=says):
         merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")

@@ -149,6 +149,20 @@ def test_every_report_that_tower_names_is_there(results: Path) -> None:
     assert all(any(results.glob(pattern)) for pattern in named)
 
 
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-preview"], ["--outdr", "x"], ["--input", "gone.fa"]], ids="=".join
+)
+def test_records_of_the_last_run_outlast_what_is_no_run(
+    words: list[str], results: Path, tmp_path: Path
+) -> None:
+    info = tmp_path / "results" / "pipeline_info"
+    shutil.copytree(results / "pipeline_info", info)
+    before = {path.name: path.read_bytes() for path in info.iterdir()}
+    said = pipeline(tmp_path, *words).stdout
+    assert {path.name: path.read_bytes() for path in info.iterdir()} == before
+    assert "left out" not in said
+
+
 def test_software_versions_are_told(results: Path) -> None:
     versions = (results / "pipeline_info" / "software_versions.yml").read_text()
     assert f"VIRNUCPRO_EMBED:\n    virnucpro: {vnp.__version__}\n" in versions
@@ -199,24 +213,53 @@ def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> 
     assert (tmp_path / "results" / "phages" / "contigs.tsv").exists()
 
 
+@pytest.mark.parametrize("code", [1, 139])
+def test_full_disk_and_crash_are_not_tried_again(code: int, tmp_path: Path) -> None:
+    (tmp_path / "crash.config").write_text(
+        f"process {{ withName: VIRNUCPRO_SPLIT {{ beforeScript = 'exit {code}' }} }}\n"
+    )
+    words = ["-stub", "-c", "crash.config", "--input", f"{DEMO}/phages.fasta", "--model", "mini"]
+    run = nextflow(tmp_path, "run", f"{ROOT}/main.nf", *words)
+    assert run.returncode != 0
+    assert tasks(tmp_path / "results", "FAILED") == {"SPLIT": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "words", "sentence"),
     [
         (">p\nMKLVWERTYHIPLKDFE\n", [], "protein.fa"),
-        (">c\nACGTACGT\n", ["--model", "nonesuch"], "model 'nonesuch' is not known"),
-        (">c\nACGTACGT\n", ["--model", "virnucpro-500"], "model 'virnucpro-500' is not in"),
+        (
+            ">c\nACGTACGT\n",
+            ["--model", "empty", "--models_dir", "."],
+            "model.json: describes no model",
+        ),
     ],
 )
 def test_refusal_of_a_task_reaches_the_user_as_the_last_word(
     text: str, words: list[str], sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "protein.fa").write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "model.json").write_text('{"window": 500}')
     run = pipeline(tmp_path, "--input", "protein.fa", *words)
     assert run.returncode != 0
     *_, last = (line for line in run.stdout.splitlines() if line.startswith("ERROR ~ "))
     assert sentence in last
     assert "Traceback" not in run.stdout
     assert "retried" not in run.stdout
+
+
+def test_sentence_of_a_full_disk_is_the_last_word(tmp_path: Path) -> None:
+    """A stand-in for the tool says it."""
+    (tmp_path / "path").mkdir()
+    tool = tmp_path / "path" / "virnucpro"
+    tool.write_text(
+        "#!/bin/sh\necho 'virnucpro: /x: No space left on device; mend that' >&2\nexit 1\n"
+    )
+    tool.chmod(0o755)
+    run = pipeline(tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}")
+    *_, last = (line for line in run.stdout.splitlines() if line.startswith("ERROR ~ "))
+    assert last == "ERROR ~ virnucpro: /x: No space left on device; mend that"
 
 
 def test_another_pipeline_takes_the_subworkflow_in(tmp_path: Path) -> None:
@@ -236,4 +279,5 @@ def test_modules_and_subworkflow_know_no_parameters() -> None:
 def test_modules_name_this_version() -> None:
     for module in ROOT.glob("modules/local/virnucpro/*"):
         assert f"virnucpro:{vnp.__version__}'" in (module / "main.nf").read_text()
-        assert f"virnucpro=={vnp.__version__}\n" in (module / "environment.yml").read_text()
+        wheel = f"../../../../dist/virnucpro-{vnp.__version__}-py3-none-any.whl\n"
+        assert f"- {wheel}" in (module / "environment.yml").read_text()

@@ -1,17 +1,38 @@
-"""What the pipeline is told: parameters, sheets and files of either, read or refused."""
+"""What the pipeline is told: parameters and sheets, read or refused, and what each changes."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
-from test_nextflow import DEMO, NEXTFLOW, ROOT, nextflow, pipeline
+import torch
+from test_nextflow import DEMO, NEXTFLOW, ROOT, nextflow, pipeline, tasks
+
+import virnucpro_core as vnp
+
+Test = TypeVar("Test", bound=Callable[..., None])
 
 pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make setup")
+
+BARE = {"LC_ALL": "C", "LANG": "C"}
+"""The locale of cron, or of `env -i`."""
+
+PROVED: set[str] = set()
+"""The parameters that a test here follows from the command line to what they change."""
+
+
+def effect_of(*parameters: str) -> Callable[[Test], Test]:
+    """Mark a test as one that would fail if the pipeline dropped any of these parameters."""
+    PROVED.update(parameters)
+    return lambda test: test
 
 
 @pytest.mark.parametrize(
@@ -23,8 +44,10 @@ pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make 
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
         (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
-        (["--models_dir", "gone"], "--models_dir gone: no such folder"),
+        (["--models_dir", "gone", "--model", "other"], "--models_dir gone: no such folder"),
         (["--models_dir", ".", "--model", "other"], "--model other: is not in .; bring it in with"),
+        (["--model", "virnucpro-500"], "--model virnucpro-500: name the folder of models that has"),
+        (["--model", "a b"], "--model a b: this does not fit. Model: virnucpro-500, virnucpro-300"),
         (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
         (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
         (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
@@ -36,7 +59,7 @@ def test_bad_parameter_is_refused_before_anything_runs(
     words: list[str], sentence: str, tmp_path: Path
 ) -> None:
     (tmp_path / "typo.yml").write_text("outdr: x\n")
-    run = pipeline(tmp_path, *words)
+    run = pipeline(tmp_path, *words, VIRNUCPRO_MODELS="")
     assert run.returncode != 0
     assert sentence in run.stdout
     assert "Submitted process" not in run.stdout
@@ -47,38 +70,96 @@ def test_parameters_of_an_institutions_configuration_are_a_warning(tmp_path: Pat
         "params { config_profile_contact = 'me'\n max_memory = 64.GB }\n"
     )
     words = ["-c", "site.config", "-stub", "--outdir", "there", "--device=cpu"]
-    run = pipeline(tmp_path, *words)
+    run = pipeline(tmp_path, *words, NXF_OPTS="-Dfile.encoding=US-ASCII")
     assert run.returncode == 0, run.stdout
+    assert "Nextflow's Java writes US-ASCII, which cuts its report" in run.stdout
     assert "mean nothing here: config_profile_contact, max_memory." in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("sheet", "sentence"),
-    [
-        ("", "line 1: the columns must be sample,fasta"),
-        ("sample,fasta\n", "line 2: no samples"),
-        ("sample,fasta\na,here.fa\nb\n", "line 3: expected two cells, sample and fasta; got 'b'."),
-        ("sample,fasta\na,gone.fa\n", "line 2: no such file"),
-        ("\ufeffsample,fasta\r\na,*.fa\r\n", "line 2: no such file"),
-        ("sample,fasta\n../a,here.fa\n", "line 2: '../a' can't name a folder"),
-        ("sample,fasta\nreport,here.fa\n", "line 2: 'report' can't name a folder"),
-    ],
-)
-def test_bad_sheet_is_refused_with_its_line(sheet: str, sentence: str, tmp_path: Path) -> None:
-    (tmp_path / "here.fa").write_text(">c\nACGT\n")
-    (tmp_path / "sheet.csv").write_text(sheet)
-    run = pipeline(tmp_path, "--input", "sheet.csv")
-    assert run.returncode != 0
-    assert f"sheet.csv {sentence}" in run.stdout
+# Reads every sheet of a folder as the pipeline does, and says what it got or how it was refused.
+READ_SHEETS = f"""
+include {{ readInput }} from '{ROOT}/subworkflows/local/utils_virnucpro_pipeline'
+workflow {{
+    file("${{launchDir}}/sheets/*").each {{ sheet ->
+        def said = null
+        try {{
+            said = readInput("${{sheet}}", workflow.workDir)
+            said = said.collect {{ meta, fastas -> [meta, fastas*.name] }}
+        }}
+        catch (Exception refusal) {{
+            said = (refusal.cause ?: refusal).message
+        }}
+        println("READ ${{groovy.json.JsonOutput.toJson([sheet.name, said])}}")
+    }}
+}}
+"""
+SHEETS: dict[str, tuple[bytes, str | list[Any]]] = {
+    "empty.csv": (b"", "line 1: the columns must be sample,fasta"),
+    "header.csv": (b"sample,fasta\n", "line 2: no samples"),
+    "short.csv": (
+        b"sample,fasta\na,here.fa\nb\n",
+        "line 3: expected two cells, sample and fasta; got 'b'.",
+    ),
+    "long.csv": (b"sample,fasta\na,b,c\n", "line 2: expected two cells, sample and fasta; got"),
+    "gone.csv": (b"sample,fasta\na,gone.fa\n", "line 2: no such file"),
+    "glob.csv": ("\ufeffsample,fasta\r\na,*.fa\r\n".encode(), "line 2: no such file"),
+    "above.csv": (b"sample,fasta\n../a,here.fa\n", "line 2: '../a' can't name a folder"),
+    "report.csv": (b"sample,fasta\nreport,here.fa\n", "line 2: 'report' can't name a folder"),
+    "name.csv": (
+        b"sample,fasta\n" + b"x" * 240 + b",here.fa\n",
+        "can't name a folder; use up to 200 letters",
+    ),
+    "bars.csv": (b"sample|fasta\n", "others, if any, have names of their own and not id; got 'sa"),
+    "id.csv": (b"sample,fasta,id\n", "line 1: the columns must be"),
+    "twice.csv": (
+        b"sample,fasta\na,here.fa\na,here.fa\n",
+        "line 3: sample 'a' has here.fa already",
+    ),
+    "utf16.csv": ("sample,fasta\n".encode("utf-16"), "is not UTF-8; save it as"),
+    # A byte order mark, Windows line ends, and what would be a glob elsewhere.
+    "excel.csv": (
+        "\ufeffsample,fasta\r\na,run [1] of *.fa\r\n".encode(),
+        [[{"id": "a"}, ["run [1] of *.fa"]]],
+    ),
+    "commas.csv": (b"sample,fasta,\na,here.fa,\n,,\n", [[{"id": "a"}, ["here.fa"]]]),
+    "extra.CSV": (
+        b"site,fasta,sample\ngut,here.fa,a\n",
+        [[{"id": "a", "site": "gut"}, ["here.fa"]]],
+    ),
+    "tabs.tsv": (b"sample\tfasta\na\there.fa\n", [[{"id": "a"}, ["here.fa"]]]),
+    "tabs.csv": (
+        "sample\tfasta\tsite\na\t\u00e4.fa\tgut, left\n".encode(),
+        [[{"id": "a", "site": "gut, left"}, ["\u00e4.fa"]]],
+    ),
+    "semicolons.csv": (b'sample;fasta\na;"he;re.fa"\n', [[{"id": "a"}, ["he;re.fa"]]]),
+    "shell.csv": (b"sample,fasta\na,$HOME'.fa\n", [[{"id": "a"}, ["_HOME_.fa"]]]),
+}
 
 
-def test_sheet_of_a_spreadsheet_and_odd_file_names_is_read(tmp_path: Path) -> None:
-    """A byte order mark, Windows line ends, and what would be a glob elsewhere."""
-    (tmp_path / "run [1] of *.fa").write_text(">c\nACGT\n")
-    (tmp_path / "sheet.csv").write_bytes("\ufeffsample,fasta\r\na,run [1] of *.fa\r\n".encode())
-    run = pipeline(tmp_path, "-stub", "--input", "sheet.csv")
-    assert run.returncode == 0, run.stdout
-    assert (tmp_path / "results" / "a" / "contigs.tsv").exists()
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the pipeline makes of each sheet, read in a run without a locale, as cron starts it."""
+    folder = tmp_path_factory.mktemp("read")
+    (folder / "sheets").mkdir()
+    for fasta in ("here.fa", "run [1] of *.fa", "\u00e4.fa", "he;re.fa", "$HOME'.fa"):
+        (folder / fasta).write_text(">c\nACGT\n")
+        (folder / "sheets" / fasta).symlink_to(folder / fasta)
+    for name, (text, _) in SHEETS.items():
+        (folder / "sheets" / name).write_bytes(text)
+    script = READ_SHEETS.replace("sheets/*", "sheets/*.{csv,CSV,tsv}")
+    (folder / "read.nf").write_text(script)
+    run = nextflow(folder, "run", "read.nf", **BARE)
+    return dict(json.loads(line[5:]) for line in run.stdout.splitlines() if line[:5] == "READ ")
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_sheet_is_read_or_refused_with_its_line(name: str, read: dict[str, Any]) -> None:
+    expected = SHEETS[name][1]
+    if isinstance(expected, str):
+        assert f"{name}" in read[name]
+        assert expected in read[name]
+    else:
+        assert read[name] == expected
 
 
 def test_paths_of_a_remote_sheet_are_relative_to_it(tmp_path: Path) -> None:
@@ -137,7 +218,166 @@ def test_parameters_out_of_a_file(name: str, text: str, tmp_path: Path) -> None:
     assert "Calls:  there/*/contigs.tsv" in run.stdout
 
 
+@effect_of("help")
 def test_help_names_every_parameter(tmp_path: Path) -> None:
     run = pipeline(tmp_path, "--help")
     assert run.returncode == 0
     assert "--min_viral_fraction" in run.stdout
+
+
+def commands(folder: Path, stage: str) -> list[str]:
+    """The scripts of a stage's tasks, of all tries, with what Nextflow asked the scheduler for."""
+    found = folder.glob("work/*/*/.command.run")
+    mine = [task.parent for task in found if f"VIRNUCPRO_{stage} (" in task.read_text()]
+    return [(t / ".command.run").read_text() + (t / ".command.sh").read_text() for t in mine]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was told much, with names that a shell would mangle."""
+    folder = tmp_path_factory.mktemp("told")
+    shutil.copytree(Path(vnp.__file__).parent / "mini", folder / "models" / "own")
+    about = folder / "models" / "own" / "model.json"
+    about.write_text(about.read_text().replace('"mini"', '"own"'))
+    shutil.copy(ROOT / "tests" / "data" / "nf" / "phages.fasta", folder / "a $HOME's.fa")
+    (folder / "there" / "old").mkdir(parents=True)
+    (folder / "there" / "old" / "summary.json").touch()
+    words = ["--input", "a $HOME's.fa", "--outdir", "there", "--publish_dir_mode", "symlink"]
+    words += ["--model", "own", "--models_dir", "models", "--min_viral_fraction", "0.75"]
+    words += ["--shard_bp", "600", "--precision", "bf16", "--checkpoint_dir", "it's kept"]
+    words += ["--gpus_per_task", "3", "-profile", "gpu"]
+    run = nextflow(folder, "run", f"{ROOT}/main.nf", *words, **BARE)
+    assert run.returncode == 0, run.stdout
+    (folder / "said.txt").write_text(run.stdout)
+    return folder
+
+
+@effect_of("input", "outdir", "publish_dir_mode", "shard_bp")
+def test_input_is_cut_and_published_as_told(told: Path) -> None:
+    assert (told / "there" / "a_HOME_s").is_symlink()
+    assert tasks(told / "there", "COMPLETED")["TRANSLATE"] == 2
+
+
+@effect_of("model", "models_dir", "min_viral_fraction", "precision")
+def test_model_rule_and_precision_are_those_of_the_results(told: Path) -> None:
+    summary = json.loads((told / "there" / "a_HOME_s" / "summary.json").read_text())
+    assert (summary["model"], summary["min_viral_fraction"]) == ("own", 0.75)
+    assert summary["precision"] == "bf16"
+
+
+@effect_of("checkpoint_dir", "gpus_per_task")
+def test_embed_is_told_where_to_keep_and_what_to_take(told: Path) -> None:
+    embeds = commands(told, "EMBED")
+    kept = str(told / "it's kept")
+    assert Path(kept).is_dir()
+    quoted = kept.replace("'", "'\\''")
+    assert len(embeds) == 2
+    assert all(f"--checkpoint-dir '{quoted}'" in embed for embed in embeds)
+    assert all("--gpus 3 " in embed for embed in embeds)
+
+
+def test_results_of_an_earlier_run_are_told_of_and_kept(told: Path) -> None:
+    said = (told / "said.txt").read_text()
+    assert "there has results of earlier runs that this run's report does not include: old." in said
+    page = (told / "there" / "report" / "report.html").read_text()
+    assert "results of earlier runs that it does not include: old.<" in page
+    assert (told / "there" / "old" / "summary.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_profile_without_a_gpu_is_said_at_start_and_end(told: Path) -> None:
+    said = (told / "said.txt").read_text()
+    start = said.index(
+        "No GPU is seen on this machine, so the CPU embeds, in spite of -profile gpu: "
+    )
+    assert " with own that takes less than 2 minutes." in said[start:]
+    assert start < said.index("Submitted process") or start < said.index("Calls: ")
+    assert "-profile gpu, but a CPU embedded a_HOME_s: no GPU was seen there." in said
+
+
+def test_reports_of_a_run_without_a_locale_are_whole(told: Path) -> None:
+    info = told / "there" / "pipeline_info"
+    assert all(
+        (info / name).read_text().rstrip().endswith("</html>")
+        for name in ("report.html", "timeline.html", "dag.html")
+    )
+    assert all("PYTHONUTF8" in embed for embed in commands(told, "EMBED"))
+
+
+@effect_of("device", "device_class", "on_bad_sample")
+def test_device_and_what_a_refusal_means_reach_their_tasks(tmp_path: Path) -> None:
+    """One run is told to stop at a refused sample, one to embed on what is not there."""
+    (tmp_path / "bad.fa").write_text(">p\nMKLVWERTYHIPLKDFE\n")
+    base = ["run", f"{ROOT}/main.nf", "--model", "mini", "--device_class", "h100"]
+    run = nextflow(tmp_path, *base, "--input", "bad.fa", "--on_bad_sample", "stop")
+    assert run.returncode != 0
+    assert "LEFT_OUT" not in run.stdout
+    (split,) = commands(tmp_path, "SPLIT")
+    assert "split --model mini --device-class h100 " in split
+    run = nextflow(
+        tmp_path, *base, "--input", f"{ROOT}/tests/data/nf/phages.fasta", "--device", "cuda:77"
+    )
+    assert "device 'cuda:77' is not there" in run.stdout
+
+
+# Stand for Slurm: jobs run at once, on this machine.
+SBATCH = """#!/bin/bash
+bash "${@: -1}" > /dev/null 2>&1 &
+echo "Submitted batch job $!"
+"""
+
+
+@effect_of("queue", "gpu_queue", "account", "cluster_options")
+def test_scheduler_is_asked_as_told(tmp_path: Path) -> None:
+    path = tmp_path / "path"
+    path.mkdir()
+    for name, text in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n"), ("scancel", "#!/bin/sh\n")):
+        (path / name).write_text(text)
+        (path / name).chmod(0o755)
+    (tmp_path / "often.config").write_text(
+        "executor { pollInterval = '500 ms'\n queueStatInterval = '1 sec' }\n"
+    )
+    words = ["--queue", "normal", "--gpu_queue", "fast", "--account", "lab", "--gpus_per_task", "2"]
+    words += ["--cluster_options=--qos=long", "--model", "mini"]
+    words += ["--input", f"{ROOT}/tests/data/nf/phages.fasta", "-profile", "slurm,gpu"]
+    search = f"{path}:{os.environ['PATH']}"
+    run = nextflow(
+        tmp_path, "-c", "often.config", "run", f"{ROOT}/main.nf", "-stub", *words, PATH=search
+    )
+    assert run.returncode == 0, run.stdout
+    (embed,), (merge,) = commands(tmp_path, "EMBED"), commands(tmp_path, "MERGE")
+    assert "#SBATCH -p fast\n" in embed
+    assert "#SBATCH --gres=gpu:2 --account=lab --qos=long\n" in embed
+    assert "#SBATCH -p normal\n" in merge
+    assert "#SBATCH --account=lab --qos=long\n" in merge
+
+
+# The settings of an executor that has no plugin here can be looked at all the same.
+SETTINGS = """
+workflow {
+    def config = nextflow.Global.session.config
+    println("SAID ${groovy.json.JsonOutput.toJson([config.aws, config.google, config.k8s])}")
+}
+"""
+
+
+@effect_of("region", "project", "spot", "namespace", "storage_claim")
+def test_cloud_is_asked_as_told(tmp_path: Path) -> None:
+    (tmp_path / "settings.nf").write_text(SETTINGS)
+    words = ["--region", "here", "--project", "mine", "--spot", "false", "--namespace", "ours"]
+    words += ["--storage_claim", "disk", "-profile", "awsbatch,googlebatch,kubernetes"]
+    config = str(ROOT / "nextflow.config")
+    run = nextflow(
+        tmp_path, "-c", config, "run", "settings.nf", *words, NXF_PLUGINS_DEFAULT="false"
+    )
+    (said,) = (line for line in run.stdout.splitlines() if line.startswith("SAID "))
+    aws, google, k8s = json.loads(said[5:])
+    assert (aws["region"], aws["batch"]["maxSpotAttempts"]) == ("here", 0)
+    assert (google["location"], google["project"]) == ("here", "mine")
+    assert google["batch"] == {"spot": False, "maxSpotAttempts": 0}
+    assert (k8s["namespace"], k8s["storageClaimName"]) == ("ours", "disk")
+
+
+def test_every_parameter_has_a_test_of_its_effect() -> None:
+    groups = json.loads((ROOT / "nextflow_schema.json").read_text())["$defs"].values()
+    assert {name for group in groups for name in group["properties"]} == PROVED

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from test_nextflow import NEXTFLOW, ROOT, nextflow
+
+import virnucpro_core as vnp
 
 pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make setup")
 
@@ -35,6 +38,19 @@ case $1 in
     run | exec) while [ "$1" != /bin/bash ]; do shift; done; exec "$@" ;;
     pull) while [ "$1" != --name ]; do shift; done; touch "$2" ;;
 esac
+"""
+# Stands for conda: looks for pip's requirement as seen from the file's folder, takes ours.
+CONDA_SHIM = f"""#!/bin/sh
+[ "$1" = info ] && {{ echo '"conda_prefix": "'$(dirname "$(dirname "$0")")'"'; exit; }}
+while [ $# -gt 0 ]; do
+    case $1 in --prefix) prefix=$2 ;; --file) file=$2 ;; esac
+    shift
+done
+cd "$(dirname "$file")"
+wheel=$(sed -n 's/^    - //p' environment.yml)
+[ -e "$wheel" ] || {{ echo "no $wheel" >&2; exit 1; }}
+mkdir -p "$prefix/bin"
+ln -s {ROOT}/.venv/bin/virnucpro "$prefix/bin"
 """
 
 
@@ -73,7 +89,7 @@ def test_each_profile_keeps_what_it_sets_beside_the_others(
         # what the base says, which no profile may lose
         "process.'withLabel:process_gpu'.time": "{ 8.h * task.attempt }",
         "process.shell": "['bash', '-C', '-e', '-u', '-o', 'pipefail']",
-        "trace.enabled": "true",
+        "trace.overwrite": "true",
         "params.outdir": "'results'",
         "params.model": "'mini'" if "test" in names else "'virnucpro-500'",
         "process.executor": {
@@ -173,3 +189,29 @@ def test_embed_on_one_machine_takes_all_cores_or_eight_a_gpu(gpus: int, tmp_path
     trace = (tmp_path / "results" / "pipeline_info" / "trace.txt").read_text().splitlines()
     [asked] = {line.split("\t")[1] for line in trace if "VIRNUCPRO_EMBED" in line}
     assert int(asked) == (8 * gpus or len(os.sched_getaffinity(0)))
+
+
+def test_conda_installs_the_wheel_of_this_checkout_or_says_that_it_is_missing(
+    tmp_path: Path,
+) -> None:
+    """A stub run of a copy of the pipeline, with a stand-in for conda."""
+    project = tmp_path / "project"
+    for part in ("bin", "conf", "modules", "subworkflows"):
+        shutil.copytree(ROOT / part, project / part)
+    for file in ("main.nf", "nextflow.config", "nextflow_schema.json"):
+        shutil.copy(ROOT / file, project)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "conda").write_text(CONDA_SHIM)
+    (tmp_path / "bin" / "conda").chmod(0o755)
+    (tmp_path / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n')
+    words = ["run", str(project / "main.nf"), "-stub", "-profile", "conda", "--model", "mini"]
+    words += ["--input", f"{ROOT}/tests/data/nf/phages.fasta"]
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    run = nextflow(tmp_path, *words, PATH=path)
+    assert run.returncode != 0
+    assert "which is not built: run `make wheel` in" in run.stdout
+    assert "Creating env" not in run.stdout
+    (project / "dist").mkdir()
+    (project / "dist" / f"virnucpro-{vnp.__version__}-py3-none-any.whl").touch()
+    run = nextflow(tmp_path, *words, PATH=path)
+    assert run.returncode == 0, run.stdout

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.results.calls import CALLS, CONTIGS, REASONS
@@ -203,6 +204,50 @@ def test_report_memory_of_several_samples_is_the_most_of_them(tmp_path: Path) ->
     write_report(folders, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<dd>CPU, fp32, at most 3.0 GiB</dd>" in page
+
+
+def test_sample_that_was_left_out_stands_there_with_its_reason(tmp_path: Path) -> None:
+    refused = tmp_path / "broken"
+    refused.mkdir()
+    (refused / "refused.txt").write_text("virnucpro: a<b.fa, line 2: 'L' is no nucleotide.\n")
+    outs = [refused, classified(tmp_path / "a", ROWS, "A")]
+    page = report(outs, tmp_path / "report.html")
+    assert "1 sample (A)" in page.words
+    assert "1 of 2 samples was left out : no count on this page includes it." in page.words
+    assert "broken Left out : a<b.fa, line 2: 'L' is no nucleotide." in page.words
+    table = json.loads((tmp_path / "virnucpro_mqc.json").read_text())
+    assert "Left out: broken (a&lt;b.fa, line 2: " in table["description"]
+    assert [*table["data"]] == ["A"]
+    alone = report([refused], tmp_path / "alone.html")
+    assert "1 of 1 samples was left out" in alone.words
+
+
+def test_results_of_earlier_runs_are_named_and_not_counted(tmp_path: Path) -> None:
+    virnucpro("report", classified(tmp_path / "a", ROWS), "-o", tmp_path / "r.html")
+    assert "earlier runs" not in (tmp_path / "r.html").read_text()
+    words = [word for number in range(22) for word in ("--earlier", f"old{number}")]
+    virnucpro("report", tmp_path / "a", *words, "--earlier", "S", "-o", tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    assert "results of earlier runs that it does not include: old0, old1," in page.words
+    assert "old19 and 2 more." in page.words
+    assert "1 of 4 contigs is called virus" in page.words
+
+
+@pytest.mark.parametrize("call", ["virus", "other"])
+def test_score_bar_has_the_colour_of_its_call(call: str, tmp_path: Path) -> None:
+    """The last rule that gives the bar a background counts; none is more specific than it."""
+    write_report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
+    style = re.sub(
+        r"@media[^{]*{(?:[^{}]*{[^{}]*})*[^{}]*}", "", (tmp_path / "report.html").read_text()
+    )
+    rules = re.findall(r"([^{}]+){([^{}]*)}", style.split("<style>")[1].split("</style>")[0])
+    colours = [
+        re.findall(r"var\(--(\w+)\)", body)[0]
+        for selectors, body in rules
+        for selector in selectors.split(",")
+        if "background" in body and selector.strip() in (".score", f"tr.{call} .score")
+    ]
+    assert colours[-1] == call
 
 
 def test_the_table_holds_the_best_contigs_alone(tmp_path: Path) -> None:

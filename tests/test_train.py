@@ -175,3 +175,10 @@ def test_mini_knows_viruses_of_accessions_that_it_never_saw(shared: Path) -> Non
     recorded = json.loads((mini.folder / "model.json").read_text())["training"]["test"]
     for level in ("windows", "contigs"):
         assert figures[level]["auc"] == pytest.approx(recorded[level]["auc"], abs=2e-3)
+
+
+def test_contig_among_virus_and_other_is_refused(tmp_path: Path) -> None:
+    for name in ("virus.fa", "other.fa"):
+        (tmp_path / name).write_text(">same\nACGT\n")
+    with pytest.raises(vnp.InputError, match="contig 'same' is among virus and other"):
+        Labelled.read([tmp_path / "virus.fa"], [tmp_path / "other.fa"])

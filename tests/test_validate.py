@@ -20,11 +20,12 @@ from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.ops import Float8Linear
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model, resolve_model
-from virnucpro_core.models.validations import STORED, passed, require
+from virnucpro_core.models.validations import LEAST_FRAMES, STORED, passed, require
 from virnucpro_core.sequences.translate import translate
 from virnucpro_core.validate import sample_frames, validate
 
 CPU = torch.device("cpu")
+PHAGES = Path(__file__).parents[1] / "assets/demo/phages.fasta"
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_validation_passed_is_kept_and_honoured_until_weights_change(
         require(own, "bf16", [CPU])
     require(own, "bf16", [CPU], force=True)
     require(own, "fp16", [CPU])
-    assert not validate(edge_frames, own, "bf16", device=CPU, sample=20).misses
+    assert not validate(edge_frames, own, "bf16", device=CPU, sample=LEAST_FRAMES).misses
     assert passed(own, "bf16")
     assert not passed(own, "fp16")
     require(own, "bf16", [CPU])
@@ -119,13 +120,68 @@ def test_validation_passed_is_kept_and_honoured_until_weights_change(
         require(changed, "bf16", [CPU])
 
 
-def test_validation_failed_undoes_one_that_was_passed(own: Model, edge_frames: Path) -> None:
-    validate(edge_frames, own, "fp16", device=CPU, sample=20)
-    validate(edge_frames, own, "bf16", device=CPU, against="bf16", sample=20)
+def test_validation_failed_undoes_one_that_was_passed(
+    own: Model, edge_frames: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate(edge_frames, own, "fp16", device=CPU, sample=LEAST_FRAMES)
+    validate(edge_frames, own, "bf16", device=CPU, against="bf16", sample=LEAST_FRAMES)
     assert passed(own, "fp16")
     assert not passed(own, "bf16"), "nothing is known from bf16 against itself"
-    validate(edge_frames, own, "fp16", device=CPU, min_cosine=1, sample=20)
+    validate(edge_frames, own, "fp16", device=CPU, min_cosine=1, sample=LEAST_FRAMES)
+    assert passed(own, "fp16"), "a bar of the user's own closes no gate"
+    calls = iter([np.ones(LEAST_FRAMES, bool), np.zeros(LEAST_FRAMES, bool)])
+    monkeypatch.setattr("virnucpro_core.validate.frame_is_virus", lambda _: next(calls))
+    validate(edge_frames, own, "fp16", device=CPU, sample=LEAST_FRAMES)
     assert not passed(own, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("sample", "min_cosine"), [(1, 0.999), (LEAST_FRAMES - 1, 0.999), (1, -1.0)]
+)
+def test_validation_of_too_few_frames_opens_no_gate(
+    own: Model,
+    edge_frames: Path,
+    sample: int,
+    min_cosine: float,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outcome = validate(edge_frames, own, "fp16", device=CPU, sample=sample, min_cosine=min_cosine)
+    assert not outcome.misses
+    assert not passed(own, "fp16")
+    assert "too few to go by" in caplog.text
+
+
+def test_validation_below_the_default_bars_opens_no_gate(
+    own: Model, edge_frames: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder's weights in bf16 are scrambled: bars of -1 and 0 are passed, and nothing won."""
+    load = vnp.load_esm2
+
+    def scrambled(path: Path, **options: Any) -> ESM2:
+        encoder = load(path, **options)
+        if options["dtype"] == torch.bfloat16:
+            encoder.norm.bias.data += torch.randn_like(encoder.norm.bias)
+        return encoder
+
+    monkeypatch.setattr("virnucpro_core.validate.load_esm2", scrambled)
+    outcome = validate(
+        edge_frames, own, "bf16", device=CPU, sample=200, min_agreement=0, min_cosine=-1
+    )
+    assert not outcome.misses
+    assert not passed(own, "bf16")
+
+
+def test_validate_of_a_shipped_model_writes_nothing_into_the_package(
+    edge: Path, tmp_path: Path
+) -> None:
+    translate([edge, PHAGES], tmp_path / "frames.parquet", 500)
+    folder = resolve_model("mini").folder
+    before = {path.name for path in folder.iterdir()}
+    words = ["validate", tmp_path / "frames.parquet", "--model", "mini", "--precision", "bf16"]
+    run = virnucpro(*words, "--device", "cpu", "--sample", LEAST_FRAMES)
+    assert run.returncode == 0, run.stderr
+    assert "the folder of the package), so this validation is not kept" in run.stderr
+    assert {path.name for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"fp8": 1}', '{"fp8": {"passed": true}}'])
@@ -141,7 +197,7 @@ def test_validation_in_a_folder_that_cannot_be_written_is_said(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("virnucpro_core.models.validations.written_aside", refuse)
-    assert not validate(edge_frames, own, "fp16", device=CPU, sample=20).misses
+    assert not validate(edge_frames, own, "fp16", device=CPU, sample=LEAST_FRAMES).misses
     assert "cannot be written (Permission denied)" in caplog.text
     assert "--models-dir" in caplog.text
     assert not passed(own, "fp16")
@@ -174,12 +230,12 @@ def test_cli_validate_mini_passes_and_fails_an_impossible_bar(tmp_path: Path, ed
     models = tmp_path / "models"
     shutil.copytree(resolve_model("mini").folder, models / "mini")
     (models / "mini" / STORED).unlink(missing_ok=True)
-    translate([edge], tmp_path / "frames.parquet", 500)
+    translate([edge, PHAGES], tmp_path / "frames.parquet", 500)
     command = ["validate", tmp_path / "frames.parquet", "--model", "mini", "--models-dir", models]
-    command += ["--precision", "bf16", "--device", "cpu", "--sample", 40]
+    command += ["--precision", "bf16", "--device", "cpu", "--sample", 120]
     run = virnucpro(*command, "--against", "fp32", "--json", tmp_path / "figures.json")
     assert run.returncode == 0, run.stderr
-    assert "mini in bf16 against fp32, 40 frames" in run.stdout
+    assert "mini in bf16 against fp32, 120 frames" in run.stdout
     assert "calls: 100.0000% agree, 0 flipped" in run.stdout
     record = json.loads((tmp_path / "figures.json").read_text())
     assert record["passed"]

@@ -168,6 +168,25 @@ def test_signal_is_passed_on_to_all_workers(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+def test_workers_interrupted_while_they_start_print_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C goes to all processes of a terminal."""
+
+    def send() -> None:
+        children = Path(f"/proc/self/task/{os.getpid()}/children")
+        until(lambda: len(children.read_text().split()) >= 2)
+        for child in (os.getpid(), *map(int, children.read_text().split())):
+            os.kill(child, signal.SIGINT)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(StoppedError):
+        run_ranks(wait_for_stop, Task(tmp_path), TWO, tmp_path / "out.h5")
+    sender.join()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom test_workers import *\n"

@@ -1,4 +1,4 @@
-"""bin/virnucpro, which Nextflow puts first on the PATH of its tasks."""
+"""bin/virnucpro, first on the PATH of Nextflow's tasks, and the launcher of Nextflow itself."""
 
 from __future__ import annotations
 
@@ -52,3 +52,18 @@ def test_names_the_remedy_when_there_is_none(tmp_path: Path) -> None:
     done = run(project(tmp_path / "project") / "virnucpro", SYSTEM)
     assert done.returncode == 127
     assert "make setup" in done.stderr
+
+
+def test_launcher_gives_the_nextflow_of_the_path_utf8_without_a_locale(tmp_path: Path) -> None:
+    scripts = tmp_path / "scripts" / "nextflow"
+    scripts.mkdir(parents=True)
+    shutil.copy(WRAPPER.parents[1] / "scripts" / "nextflow" / "nextflow", scripts)
+    theirs = tmp_path / ".tools" / "on_path"
+    theirs.parent.mkdir()
+    theirs.write_text("#!/bin/sh\necho $LC_ALL $NXF_OPTS $1\n")
+    theirs.chmod(0o755)
+    env = {"PATH": SYSTEM, "NXF_OPTS": "-Xmx1g"}
+    done = subprocess.run([scripts / "nextflow", "run"], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [
+        *("C.UTF-8", "-Dfile.encoding=UTF-8", "-Dsun.jnu.encoding=UTF-8", "-Xmx1g", "run")
+    ]

@@ -1,5 +1,10 @@
 """Refusals: each carries one sentence for the user and the exit code of the process."""
 
+from __future__ import annotations
+
+import errno
+import re
+
 
 class VirNucProError(Exception):
     """A refusal whose text says what is wrong, where, and what to do."""
@@ -37,3 +42,23 @@ class StoppedError(VirNucProError):
     """Stopped by a signal, or for want of memory; the same command goes on where it stood."""
 
     exit_code = 75
+
+
+_NO_MEMORY = re.compile(
+    r"can.?t allocate memory|cannot allocate|not enough memory|bad_alloc|can't start new thread"
+    r"|failed to map segment|memory allocation failed|unable to allocate|pthread_create failed",
+    re.IGNORECASE,
+)
+"""What torch, HDF5, Arrow, safetensors, the C++ library and the loader say of it."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host's memory ran out, in whatever way a library says it.
+
+    It is then no verdict on the file that was read. A GPU's memory is another matter.
+    """
+    if isinstance(error, MemoryError):  # Arrow's among them
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None

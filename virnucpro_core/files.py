@@ -7,10 +7,18 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
-from virnucpro_core.errors import BusyError, InputError, MachineError
+from virnucpro_core.errors import (
+    BusyError,
+    InputError,
+    MachineError,
+    StoppedError,
+    VirNucProError,
+    out_of_memory,
+)
 
 logger = logging.getLogger("virnucpro.files")
 
@@ -21,7 +29,6 @@ _OF_THE_MACHINE = frozenset(
         errno.EFBIG,
         errno.EIO,
         errno.EROFS,
-        errno.ENOMEM,
         errno.EMFILE,
         errno.ENFILE,
         errno.ESTALE,
@@ -37,8 +44,14 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVA
 def blame_machine(error: BaseException, path: Path) -> None:
     """Raise MachineError, naming the path, where an error is the machine's fault; else do nothing.
 
+    StoppedError where the host's memory ran out, since more of it may be had on the next try.
     To be called first wherever an error is read as a verdict on a file.
     """
+    if not isinstance(error, VirNucProError) and out_of_memory(error):
+        raise StoppedError(
+            f"{path}: memory ran out; nothing finished is lost, run the same command again with "
+            "more memory."
+        ) from error
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         raise MachineError(
             f"{path}: {os.strerror(error.errno)}; nothing finished is lost, mend that and run the "
@@ -60,20 +73,46 @@ def blamed(path: Path) -> Iterator[None]:
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write in `path`'s stead; synced and renamed to it at the end, removed on error.
 
-    A killed process leaves at most a `.partial` file, which the next run overwrites. Raises
-    MachineError where the disk is full or fails.
+    A killed process leaves at most a `.partial` file, which the next run overwrites. A link stays
+    and its target is written. The path that is given must be written in place, since a lock on it
+    keeps a second writer out.
+
+    Raises InputError for a device, a pipe or a socket, IsADirectoryError for a folder, BusyError
+    while another process writes the file, MachineError where the disk is full or fails.
     """
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with blamed(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    with blamed(path):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if target.exists() and not target.is_file():
+            raise InputError(f"{path}: is no regular file and cannot be replaced; name another.")
+        aside = target.with_name(f".{target.name}.partial")
+        with locked(aside, f"{path}: another process is writing it; wait, or name another."):
             yield aside
             with aside.open("rb+") as handle:
                 os.fsync(handle.fileno())
-            aside.replace(path)
-            sync_folder(path.parent)
+            aside.replace(target)
+            sync_folder(target.parent)
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; those that were not there go again where it stays empty.
+
+    So nothing is left of a run that was refused. InputError where a file is in the way.
+    """
+    lacking = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in (folder, *folder.parents):
+        if one.exists() and not one.is_dir():
+            raise InputError(f"{one}: is a file where a folder has to be; name another output.")
+    with blamed(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
     except BaseException:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what holds something stays
+            for one in lacking:
+                one.rmdir()
         raise
 
 
@@ -109,12 +148,7 @@ def locked(path: Path, sentence: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                logger.warning(
-                    "%s: this file system has no locks (%s); see to it that no other run works "
-                    "here at the same time",
-                    path.parent,
-                    error.strerror,
-                )
+                _warn_without_locks(path.parent, error.strerror)
             if not _is(file, path):  # its holder has just finished and removed it
                 continue
             try:
@@ -125,6 +159,16 @@ def locked(path: Path, sentence: str) -> Iterator[None]:
             return
         finally:
             os.close(file)
+
+
+@cache
+def _warn_without_locks(folder: Path, why: str) -> None:
+    logger.warning(
+        "%s: this file system has no locks (%s); see to it that no other run works here at the "
+        "same time",
+        folder,
+        why,
+    )
 
 
 def _is(file: int, path: Path) -> bool:

@@ -56,8 +56,11 @@ class Labelled:
     @classmethod
     def read(cls, virus: Sequence[Path], other: Sequence[Path]) -> Labelled:
         """From FASTA files; InputError as `read_fasta`, also for an id that is in both."""
-        contigs = list(read_fasta([*virus, *other]))
-        return cls(contigs, frozenset(contig.id for contig in read_fasta(virus)))
+        viral, others = list(read_fasta(virus)), list(read_fasta(other))
+        ids = frozenset(contig.id for contig in viral)
+        if both := [contig.id for contig in others if contig.id in ids]:
+            raise InputError(f"contig {both[0]!r} is among virus and other; take it out of one.")
+        return cls(viral + others, ids)
 
     def part(self, name: str) -> Labelled:
         """The contigs whose accessions belong to one of `PARTS`."""

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypedDict
 
 import pyarrow as pa
 
-from virnucpro_core.embedding.devices import leased, parse_devices
-from virnucpro_core.embedding.engine import embed
+from virnucpro_core import __version__
+from virnucpro_core.embedding.devices import parse_devices
+from virnucpro_core.embedding.engine import embed, origin_of
 from virnucpro_core.embedding.merge import merge
-from virnucpro_core.errors import InputError
-from virnucpro_core.files import keep_apart
-from virnucpro_core.models.store import resolve_model
+from virnucpro_core.embedding.workers import refuse_respawn
+from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import keep_apart, locked, made
+from virnucpro_core.inputs import Input, check_local, identify, read_record, same
+from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.models.validations import require
 from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, check_min_viral_fraction
-from virnucpro_core.results.classify import classify
+from virnucpro_core.results.classify import call, classify, made_with
+from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
 from virnucpro_core.results.report import write_report
+from virnucpro_core.results.tables import RESULTS, read_contigs
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
+logger = logging.getLogger("virnucpro.predict")
+
 WORK = ".work"
+REPORT = "report.html"
 _ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
 """What a sample's name, made of its file's, goes without."""
+
+
+class Settings(TypedDict):
+    """What calls are made with, beside the scores."""
+
+    sample: str
+    min_viral_fraction: float
 
 
 def predict(
@@ -42,44 +59,118 @@ def predict(
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
 
-    With `output`, that folder gets all result files and the report, and the same call after a
-    kill goes on where it stood; without, nothing is kept. force runs fp8 without a validation.
+    With `output`, that folder gets all result files and the report. The same call after a kill
+    goes on where it stood; on finished results it returns them, and with another
+    min_viral_fraction it calls again from the scores that they keep, without embedding. Without
+    `output`, nothing is kept. force runs fp8 without a validation, and replaces finished results
+    and a stopped run's work of another input.
 
-    Raises InputError for bad input, ModelError for a model that is missing or does not load.
+    Raises InputError for bad input, ModelError for a model that is missing or does not load,
+    BusyError while another process works in `output`.
     """
+    refuse_respawn()
     paths = [Path(fasta)] if isinstance(fasta, str | Path) else [Path(path) for path in fasta]
     # what is wrong is refused before anything is done
     if not paths:
         raise InputError("no FASTA was given; name at least one file.")
     check_min_viral_fraction(min_viral_fraction)
+    check_local(paths)
+    chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
+    places = parse_devices(devices)
+    if precision is not None:
+        require(chosen, precision, places, force=force)
     kept: AbstractContextManager[str | Path] = (
         nullcontext(output) if output is not None else TemporaryDirectory(prefix="virnucpro-")
     )
     with kept as folder:
         out = Path(folder)
-        chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
         keep_apart(out / "viral.fasta.gz", paths)
-        places = parse_devices(devices)
-        if precision is not None:
-            require(chosen, precision, places, force=force)
-        work = out / WORK
-        contigs, frames, shard, embeddings = (
-            work / name
-            for name in ("contigs.parquet", "frames.parquet", "shard.h5", "embeddings.h5")
+        given = identify(paths)
+        settings = Settings(
+            sample=_ENDING.sub("", paths[0].name), min_viral_fraction=min_viral_fraction
         )
-        translate(split(paths, work), frames, chosen.window)
-        with leased(devices) as places:
-            embed(frames, shard, chosen, devices=places, precision=precision, force=force)
-        merge([shard], [frames], embeddings)
-        table = classify(
-            embeddings,
-            [frames],
-            contigs,
-            out,
-            chosen,
-            sample=_ENDING.sub("", paths[0].name),
-            min_viral_fraction=min_viral_fraction,
-        )
-        write_report([out], out / "report.html")
-        shutil.rmtree(work)
+        with _working(out, given, force=force) as work:
+            scores = _kept(out, given, chosen, precision)
+            if scores is not None and _is_finished(out, settings):
+                logger.info("%s is finished already", out)
+                return read_contigs(out / "contigs.tsv")
+            if scores is not None:
+                logger.info("%s: calling again from the scores kept there", out)
+                split(paths, work, given=given, force=True)
+                table = call(scores, work / "contigs.parquet", out, given, **settings)
+            else:
+                frames, shard, embeddings = (
+                    work / name for name in ("frames.parquet", "shard.h5", "embeddings.h5")
+                )
+                translate(split(paths, work, given=given, force=True), frames, chosen.window)
+                embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
+                merge([shard], [frames], embeddings)
+                contigs = work / "contigs.parquet"
+                table = classify(
+                    *(embeddings, [frames], contigs, out, chosen),
+                    given=given,
+                    force=force,
+                    **settings,
+                )
+            write_report([out], out / REPORT)
         return table
+
+
+@contextmanager
+def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
+    """The folder of work in `out`, for this process alone, removed at the end.
+
+    It is known by its input from the beginning. Of a run that is refused nothing is left that was
+    not there before.
+    """
+    work = out / WORK
+    busy = f"{out}: another process works there; wait for it, or give another folder."
+    with made(out), locked(out / f"{WORK}.lock", busy):
+        new = not work.exists()
+        known = read_record(work)
+        if known is None and not new and any(work.iterdir()):
+            raise InputError(f"{work}: is not a folder of predict's; move it away first.")
+        if known is not None and not force and not same(known, given):
+            raise InputError(
+                f"{out}: holds a stopped run's work on another input; give another folder, or "
+                "--force to start over."
+            )
+        refuse_other(out, given, force=force)
+        try:
+            yield work
+        except (InputError, ModelError):
+            if new:
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Scores | None:
+    """The scores that `out` keeps, if they are those of this input, model and precision.
+
+    Without a precision, the one that they were made in is as good.
+    """
+    summary = read_summary(out)
+    if summary is None or not same(summary.get("input"), given):
+        return None
+    origin = origin_of(model, precision or str(summary.get("precision")))
+    wanted = {**made_with(origin, model, ()), "embedded_on": summary.get("embedded_on")}
+    if any(summary.get(key) != value for key, value in wanted.items()):
+        return None
+    try:
+        scores = kept_scores(out)
+    except InputError:
+        return None
+    return scores if scores.made == wanted else None
+
+
+def _is_finished(out: Path, settings: Settings) -> bool:
+    """Whether all files of `out` are as these settings make them."""
+    summary = read_summary(out) or {}
+    same_settings = all(summary.get(key) == value for key, value in settings.items())
+    files = (REPORT, *RESULTS)
+    return (
+        same_settings
+        and summary.get("version") == __version__
+        and all((out / name).is_file() for name in files)
+    )

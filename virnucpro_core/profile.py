@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,11 +16,9 @@ import numpy as np
 import torch
 
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.engine import Job, join_blocks, run_schedule
+from virnucpro_core.embedding.engine import Job, begin, finish, origin_of, run_schedule
 from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
-from virnucpro_core.embedding.shards import Origin
 from virnucpro_core.embedding.timing import Stages
-from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.schema import frame_meta
 
@@ -41,40 +40,51 @@ def _family(kernel: str) -> str:
     return next(matching, "other kernels")
 
 
-def _busy(intervals: list[tuple[float, float]]) -> float:
-    """Time that at least one of the intervals covers."""
-    covered, end = 0.0, -np.inf
-    for first, last in sorted(intervals):
-        covered += max(0.0, last - max(first, end))
-        end = max(end, last)
-    return covered
+def _shared_out(intervals: list[tuple[float, float, str]]) -> dict[str, float]:
+    """Seconds of each family; an instant that several cover is shared out among them."""
+    events = sorted(
+        event
+        for first, last, family in intervals
+        for event in ((first, 1, family), (last, -1, family))
+    )
+    seconds: dict[str, float] = {}
+    active: Counter[str] = Counter()
+    before = 0.0
+    for now, change, family in events:
+        if running := active.total():
+            for one, count in active.items():
+                seconds[one] = seconds.get(one, 0.0) + (now - before) * count / running
+        active[family] += change
+        if not active[family]:
+            del active[family]
+        before = now
+    return seconds
 
 
 def _kernels(profiler: torch.profiler.profile) -> dict[str, Any]:
     """Seconds of each kernel family, and the share of time that the GPU was busy."""
-    seconds: dict[str, float] = {}
     intervals = []
     for event in profiler.events() or []:  # type: ignore[no-untyped-call]
         if event.device_type.name == "CUDA" and event.time_range.elapsed_us() > 0:
-            family = _family(event.name)
-            spent = event.time_range.elapsed_us() / 1e6
-            seconds[family] = seconds.get(family, 0.0) + spent
-            intervals.append((event.time_range.start / 1e6, event.time_range.end / 1e6))
+            span = event.time_range
+            intervals.append((span.start / 1e6, span.end / 1e6, _family(event.name)))
     if not intervals:
         return {}
-    span = max(last for _, last in intervals) - min(first for first, _ in intervals)
-    return {"kernels": seconds, "idle": span - _busy(intervals), "busy": _busy(intervals) / span}
+    seconds = _shared_out(intervals)
+    busy = sum(seconds.values())
+    whole = max(last for _, last, _ in intervals) - min(first for first, _, _ in intervals)
+    return {"kernels": seconds, "idle": max(0.0, whole - busy), "busy": busy / whole}
 
 
 def profile(frames: Path, model: Model, device: torch.device, precision: str) -> dict[str, Any]:
     """Embed a table once with the input in memory and once from file to file, timed.
 
-    Returns tokens, frames and seconds of both runs, seconds of each stage (they run side by side,
-    so they add up to more than the whole) and, on a GPU, of each kernel family, what was idle, and
-    the share of time after the first kernel that the GPU was busy.
+    Returns tokens, frames and seconds of both runs, seconds of each stage and, on a GPU, of each
+    kernel family, what was idle, and the share of time after the first kernel that the GPU was
+    busy. What runs side by side shares its time, so the stages with "none of these" add up to the
+    run, and the families with "idle" to the time from the first kernel to the last.
     """
     meta = frame_meta(frames)
-    stages = Stages()
     encoder = FrameEncoder(model, device, precision)
     lengths = protein_tokens(frames)
     schedule = Schedule(lengths, np.zeros(len(lengths), np.bool_), encoder.token_budget(), 0, 1)
@@ -97,17 +107,16 @@ def profile(frames: Path, model: Model, device: torch.device, precision: str) ->
             activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
         )
     with TemporaryDirectory(dir=frames.parent) as folder:
-        blocks = Path(folder) / "blocks"
-        blocks.mkdir()
-        job = Job(frames, model, precision, None, blocks)
-        origin = Origin(
-            model.name, model.encoder_weights, model.window, precision, packing_enabled()
-        )
+        place = Path(folder) / "work"
         with profiler as recorded:
+            stages = Stages()
             start = time.perf_counter()
-            run_schedule(encoder, schedule, job, stages, Event())
-            with stages("join"):
-                join_blocks(job, Path(folder) / "shard.h5", origin, meta)
+            with stages("begin"):
+                done = begin(place, frames, meta, origin_of(model, precision), model.dim)
+            job = Job(frames, model, precision, None, place, done)
+            run_schedule(encoder, schedule, job, 0, stages, Event())
+            with stages("finish"):
+                finish(place, Path(folder) / "shard.h5", meta.rows)
             file_to_file = time.perf_counter() - start  # the profiler's own end takes seconds
     tokens = int(lengths.sum())
     return {
@@ -131,9 +140,16 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         seconds, speed = result[run].values()
         yield f"{run:<20} {seconds:>9.2f} s {speed:>10,.0f} protein tokens/s"
     yield f"{'share of model only':<20} {result['file to file / model only']:>9.3f}"
-    parts = {**result["stages"], **result.get("kernels", {})}
+    stages = result["stages"]
+    parts = {**stages, "none of these": max(0.0, whole - sum(stages.values()))}
+    yield "the run by stages, which share the time that they overlap:"
+    yield from _shares(parts)
     if "idle" in result:
-        parts["idle"] = result["idle"]
-        yield f"{'GPU busy':<20} {result['busy']:>9.3f}"
+        yield f"the GPU from its first kernel to its last, {result['busy']:.1%} busy:"
+        yield from _shares({**result["kernels"], "idle": result["idle"]})
+
+
+def _shares(parts: dict[str, float]) -> Iterator[str]:
+    whole = sum(parts.values())
     for part, seconds in parts.items():
         yield f"{part:<20} {seconds:>9.2f} s {seconds / whole:>9.1%}"

@@ -25,7 +25,7 @@ from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.precision import check_precision, dtype_of
 from virnucpro_core.models.store import Model
-from virnucpro_core.models.validations import keep
+from virnucpro_core.models.validations import BARS, keep
 from virnucpro_core.results.calls import frame_is_virus
 from virnucpro_core.schema import frame_batches, frame_meta
 
@@ -135,12 +135,13 @@ def validate(
     *,
     device: torch.device,
     sample: int = 1000,
-    min_agreement: float = 0.999,
-    min_cosine: float = 0.999,
+    min_agreement: float = BARS["agreement"],
+    min_cosine: float = BARS["cosine"],
 ) -> Validation:
     """Embed the same sample of frames in two precisions; compare embeddings and frames' calls.
 
-    The outcome is kept beside the weights when it is against fp32 and passes, or undoes one kept.
+    The outcome is kept beside the weights when it is against fp32, on enough frames, and its
+    figures reach the default bars, or undo one kept (see `models.validations`).
 
     Raises InputError for a table without frames or of another window, and for a precision that the
     device does not have; VirNucProError for values that are not finite.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -12,7 +18,8 @@ from typer.exceptions import TyperException
 
 from virnucpro_core import __version__
 from virnucpro_core.cli import measure, models, stages
-from virnucpro_core.errors import VirNucProError
+from virnucpro_core.errors import InputError, StoppedError, VirNucProError, out_of_memory
+from virnucpro_core.files import blamed
 
 app = typer.Typer(
     help="Find viruses in short metagenomic contigs.",
@@ -40,29 +47,91 @@ def _main(
     logging.getLogger("virnucpro").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def main() -> None:
-    """Run the command line; a refusal is one sentence on stderr and its exit code."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+_IN_THE_WAY = {
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+}
+_AGAIN = "nothing finished is lost, run the same command again"
+
+
+class _Stopped(BaseException):
+    """A signal came. No `except Exception` on its way holds it up, and every `finally` is run."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)  # a second one ends at once
+    raise _Stopped(signal.Signals(number).name)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it came of: a reader may have taken a lack of memory for a bad file."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _verdict(error: BaseException) -> tuple[str, int] | None:
+    """One sentence and the exit code for an error; None for a fault of the program."""
+    if isinstance(error, _Stopped):
+        return f"stopped by {error}; {_AGAIN}.", StoppedError.exit_code
+    if any(out_of_memory(one) for one in _chain(error)) and not isinstance(error, StoppedError):
+        return f"memory ran out; {_AGAIN} with more memory.", StoppedError.exit_code
+    if isinstance(error, VirNucProError):
+        return str(error), error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return "whoever read the output has gone.", 1
+    if isinstance(error, OSError):
+        path = error.filename2 or error.filename  # the second is the one that was asked for
+        if error.errno in _IN_THE_WAY:
+            return f"{path}: {error.strerror}; give another path.", InputError.exit_code
+        return f"{path}: {error.strerror}; {_AGAIN}." if path else str(error), 1
+    return None
+
+
+def _run() -> int:
+    """Run the command that was given; its exit code."""
     command = typer.main.get_command(app)
     try:
         code = command.main(prog_name="virnucpro", standalone_mode=False)
-    except VirNucProError as error:
-        print(f"virnucpro: {error}", file=sys.stderr)
-        code = error.exit_code
+        with blamed(Path("stdout")):
+            sys.stdout.flush()
     except TyperException as error:
         context = getattr(error, "ctx", None)
         where = context.command_path if context else "virnucpro"
         message = error.format_message()
         end = "" if message.endswith((".", "?")) else "."
         print(f"{where}: {message}{end} See `{where} --help`.", file=sys.stderr)
-        code = 2
+        return 2
     except typer.Abort:
-        code = 1
-    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        path = error.filename2 or error.filename  # the second is the one that was asked for
-        print(f"virnucpro: {path}: {error.strerror}; give another path.", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        print(f"virnucpro: {error}", file=sys.stderr)
-        code = 1
+        return 1
+    except (Exception, _Stopped) as error:
+        verdict = _verdict(error)
+        if verdict is None:
+            raise
+        sentence, code = verdict
+        print(f"virnucpro: {sentence}", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Run the command line; a refusal is one sentence on stderr and its exit code.
+
+    A signal that asks to stop gives exit code 75, in whatever command, and leaves no partial file.
+    """
+    for number in _SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _stop)  # nohup and `&` have some of them ignored
+    code = _run()
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already; else it were said again at exit, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     gc.freeze()  # at exit the collector would go through all of torch again, for 0.3 s
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)

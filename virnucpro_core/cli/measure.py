@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from virnucpro_core.cli.options import (
+    Device,
     ModelName,
     ModelsDir,
     OtherFasta,
@@ -17,9 +20,20 @@ from virnucpro_core.cli.options import (
     PrecisionOption,
     VirusFasta,
 )
-from virnucpro_core.errors import VirNucProError
+from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.files import locked, made, written_aside
 
 app = typer.Typer()
+
+
+@contextmanager
+def _json_into(path: Path | None) -> Iterator[dict[str, Any]]:
+    """A dict that is written as JSON at the end, to a file that can be, which is found out now."""
+    record: dict[str, Any] = {}
+    with written_aside(path) if path is not None else nullcontext() as aside:
+        yield record
+        if aside is not None:
+            aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
 @app.command()
@@ -27,10 +41,10 @@ def validate(
     frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
     model: ModelName,
     precision: Annotated[Precision, typer.Option(help="The one in question.")],
-    against: Annotated[Precision, typer.Option(help="The reference.")] = Precision.fp32,
+    against: Annotated[Precision, typer.Option(help="The reference.")] = "fp32",
     models_dir: ModelsDir = None,
     sample: Annotated[int, typer.Option(min=1, help="Frames to compare, at most.")] = 1000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
     min_agreement: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of frames called alike.")
     ] = 0.999,
@@ -46,19 +60,19 @@ def validate(
     from virnucpro_core.models.store import resolve_model
     from virnucpro_core.validate import validate
 
-    outcome = validate(
-        frames,
-        resolve_model(model, models_dir),
-        precision,
-        against,
-        device=parse_devices(device)[0],
-        sample=sample,
-        min_agreement=min_agreement,
-        min_cosine=min_cosine,
-    )
+    with _json_into(json_file) as record:
+        outcome = validate(
+            frames,
+            resolve_model(model, models_dir),
+            precision,
+            against,
+            device=parse_devices(device)[0],
+            sample=sample,
+            min_agreement=min_agreement,
+            min_cosine=min_cosine,
+        )
+        record.update(outcome.record())
     typer.echo(str(outcome))
-    if json_file is not None:
-        json_file.write_text(json.dumps(outcome.record(), indent=2) + "\n")
     if outcome.misses:
         raise VirNucProError(
             f"{model} in {precision} is below the bar: {'; '.join(outcome.misses)}."
@@ -76,7 +90,7 @@ def benchmark(
     section: Annotated[
         list[str] | None, typer.Option(help="Only this part; may be repeated. Default: all.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Time both encoders against this machine's limits, each line with its bar; needs no model."""
     from virnucpro_core.benchmark import benchmark
@@ -91,7 +105,7 @@ def profile(
     frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
     model: ModelName,
     models_dir: ModelsDir = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
     precision: PrecisionOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")
@@ -104,11 +118,10 @@ def profile(
 
     place = parse_devices(device)[0]
     chosen = precision or default_precision(place)
-    result = profile(frames, resolve_model(model, models_dir), place, chosen)
-    for line in lines(result):
+    with _json_into(json_file) as record:
+        record.update(profile(frames, resolve_model(model, models_dir), place, chosen))
+    for line in lines(record):
         typer.echo(line)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 @app.command()
@@ -121,21 +134,31 @@ def train(
     ] = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:0.")] = "auto",
+    device: Device = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model that is there.")
+    ] = False,
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.train import train
 
-    record = train(
-        virus,
-        other,
-        output,
-        unlabelled=unlabelled or [],
-        window=window,
-        seed=seed,
-        device=str(parse_devices(device)[0]),
-    )
+    place = str(parse_devices(device)[0])
+    if (output / "model.json").exists() and not force:
+        raise InputError(
+            f"{output}: holds a model already; name another folder, or --force to replace it."
+        )
+    busy = f"{output}: another process works there; wait for it, or name another folder."
+    with made(output), locked(output / ".lock", busy):
+        record = train(
+            virus,
+            other,
+            output,
+            unlabelled=unlabelled or [],
+            window=window,
+            seed=seed,
+            device=place,
+        )
     typer.echo(json.dumps(record["test"], indent=2))
 
 
@@ -145,14 +168,17 @@ def evaluate(
     other: OtherFasta,
     model: ModelName,
     models_dir: ModelsDir = None,
+    device: Device = "auto",
     test_part: Annotated[
         bool, typer.Option("--test-part", help="Only accessions that `train` held out.")
     ] = False,
 ) -> None:
     """Measure a model on labelled FASTA: ROC AUC, accuracy, sensitivity, specificity."""
+    from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.heldout import Labelled, evaluate, usable
     from virnucpro_core.models.store import resolve_model
 
-    sample, chosen = Labelled.read(virus, other), resolve_model(model, models_dir)
+    place, chosen = parse_devices(device)[0], resolve_model(model, models_dir)
+    sample = Labelled.read(virus, other)
     part = usable(sample, "test" if test_part else None, chosen.window)
-    typer.echo(json.dumps(evaluate(chosen, part), indent=2))
+    typer.echo(json.dumps(evaluate(chosen, part, str(place)), indent=2))

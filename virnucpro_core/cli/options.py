@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+"""Number format of the encoders' weights and activations. Plain text: an Enum is no str to HDF5."""
 
-class Precision(StrEnum):
-    """Number format of the encoders' weights and activations."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp8 = "fp8"
-
-
-class DeviceClass(StrEnum):
-    """What `embed` will run on."""
-
-    cpu = "cpu"
-    t4 = "t4"
-    v100 = "v100"
-    a100 = "a100"
-    l40s = "l40s"
-    h100 = "h100"
-    h200 = "h200"
-
+DeviceClass = Literal["cpu", "t4", "v100", "a100", "l40s", "h100", "h200"]
+"""What `embed` will run on."""
 
 Fasta = Annotated[list[Path], typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
@@ -40,14 +23,21 @@ ModelsDir = Annotated[
 Devices = Annotated[
     str,
     typer.Option(
-        help="auto (the GPUs that are free, else the CPU), cuda, cpu, or a list: cuda:0,cuda:1."
+        "--device",
+        "--devices",
+        help="auto (the GPUs that are free, else the CPU), cuda, cpu, or a list: cuda:0,cuda:1.",
     ),
 ]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:0.")]
 PrecisionOption = Annotated[
     Precision | None, typer.Option(help="Default: fp32 on CPU, fp16 on CUDA.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Run fp8 even where no validation was passed.")
+    bool,
+    typer.Option("--force", help="Run fp8 without a validation; replace what is of another input."),
+]
+Replace = Annotated[
+    bool, typer.Option("--force", help="Replace what was made from another input there.")
 ]
 Frames = Annotated[
     list[Path], typer.Option("--frames", help="Frame table, or a folder of them; may be repeated.")

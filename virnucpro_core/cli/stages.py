@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from virnucpro_core.cli.options import (
-    DeviceClass,
     DeviceClassOption,
     Devices,
     Fasta,
@@ -19,6 +18,7 @@ from virnucpro_core.cli.options import (
     ModelsDir,
     Output,
     PrecisionOption,
+    Replace,
     ShardBp,
 )
 from virnucpro_core.errors import InputError
@@ -34,7 +34,13 @@ def predict(
     models_dir: ModelsDir = None,
     devices: Devices = "auto",
     precision: PrecisionOption = None,
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace results and work of another input there; run fp8 without a validation.",
+        ),
+    ] = False,
     min_viral_fraction: MinViralFraction = 0.5,
 ) -> None:
     """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
@@ -61,14 +67,15 @@ def split(
     output: Output,
     shard_bp: ShardBp = None,
     model: Annotated[str | None, typer.Option(help="The model that will embed.")] = None,
-    device_class: DeviceClassOption = DeviceClass.cpu,
+    device_class: DeviceClassOption = "cpu",
+    force: Replace = False,
 ) -> None:
     """Cut FASTA into pieces of whole contigs, with an inventory of every contig."""
     from virnucpro_core.sequences.split import SHARD_BP, auto_shard_bp, split
 
     if shard_bp is None and model is not None:
         shard_bp = auto_shard_bp(fasta, model, device_class)
-    split(fasta, output, shard_bp or SHARD_BP)
+    split(fasta, output, shard_bp or SHARD_BP, force=force)
 
 
 @app.command()
@@ -105,7 +112,7 @@ def embed(
     precision: PrecisionOption = None,
     force: Force = False,
     checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Where finished blocks are kept; else beside the output.")
+        Path | None, typer.Option(help="Where finished rows are kept; else beside the output.")
     ] = None,
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
@@ -115,21 +122,20 @@ def embed(
     ] = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
-    from virnucpro_core.embedding.devices import leased
     from virnucpro_core.embedding.engine import embed
     from virnucpro_core.models.store import resolve_model
 
-    with leased(devices, gpus) as places:
-        embed(
-            frames,
-            output,
-            resolve_model(model, models_dir),
-            devices=places,
-            precision=precision,
-            force=force,
-            checkpoint_dir=checkpoint_dir,
-            token_budget=token_budget,
-        )
+    embed(
+        frames,
+        output,
+        resolve_model(model, models_dir),
+        devices=devices,
+        gpus=gpus,
+        precision=precision,
+        force=force,
+        checkpoint_dir=checkpoint_dir,
+        token_budget=token_budget,
+    )
 
 
 def _listed(paths: list[Path], suffix: str) -> list[Path]:
@@ -167,6 +173,7 @@ def classify(
     models_dir: ModelsDir = None,
     sample: Annotated[str | None, typer.Option(help="Name for the report.")] = None,
     min_viral_fraction: MinViralFraction = 0.5,
+    force: Replace = False,
 ) -> None:
     """Score frames and call windows and contigs."""
     from virnucpro_core.models.store import resolve_model
@@ -180,6 +187,7 @@ def classify(
         resolve_model(model, models_dir),
         sample=sample,
         min_viral_fraction=min_viral_fraction,
+        force=force,
     )
 
 
@@ -187,8 +195,12 @@ def classify(
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
     output: Output,
+    earlier: Annotated[
+        list[str] | None,
+        typer.Option(help="A folder of results beside the page."),
+    ] = None,
 ) -> None:
     """One self-contained page for all samples of a run."""
     from virnucpro_core.results.report import write_report
 
-    write_report(results, output)
+    write_report(results, output, earlier=earlier or ())

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -18,9 +19,6 @@ import torch
 from virnucpro_core.errors import InputError
 
 logger = logging.getLogger("virnucpro.embed")
-
-ASSIGNED = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "PBS_GPUFILE")
-"""Set where a scheduler, Nextflow or the user has already said whose the GPUs are."""
 
 SMI = "index,name,compute_cap,driver_version,memory.free,mig.mode.current"
 
@@ -82,9 +80,20 @@ def _locks() -> Path:
     return Path(os.environ.get("VIRNUCPRO_LOCKS", "/tmp"))  # not $TMPDIR, which may be a task's own
 
 
+def identity(device: torch.device) -> str:
+    """What a GPU is called in every process, whatever number each sees it by: its UUID.
+
+    Slices of one GPU (MIG) share that, and are told apart by their entry in CUDA_VISIBLE_DEVICES.
+    """
+    seen = torch.cuda.get_device_properties(device)
+    slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    own = slices[device.index or 0] if len(slices) > (device.index or 0) else ""
+    return own if own.startswith("MIG-") else str(seen.uuid)
+
+
 def _lock(device: torch.device, held: ExitStack) -> bool:
     """Take a GPU's lock, which the kernel gives back when this process ends, however it ends."""
-    path = _locks() / f"virnucpro-gpu{device.index}.lock"
+    path = _locks() / f"virnucpro-{re.sub(r'[^A-Za-z0-9-]', '_', identity(device))}.lock"
     try:
         file = os.open(path, os.O_RDONLY)  # another user's may be opened, not created
     except FileNotFoundError:
@@ -105,13 +114,13 @@ def leased(text: str, gpus: int | None = None) -> Iterator[list[torch.device]]:
     """The devices of `text`, as `parse_devices` reads it, for this run alone.
 
     Of "auto" and "cuda" at most `gpus`, and only GPUs that no other run holds; where all are held
-    it waits for one, and for a list until each is free. Where a scheduler assigned GPUs, or
-    CUDA_VISIBLE_DEVICES is set, nothing is locked.
+    it waits for one, and for a list until each is free. That a scheduler has assigned GPUs changes
+    nothing: who has them alone finds them free.
     """
     devices = parse_devices(text)
     some = text in ("auto", "cuda")
     with ExitStack() as held:
-        if not any(name in os.environ for name in ASSIGNED) and devices[0].type == "cuda":
+        if devices[0].type == "cuda":
             devices = _wait_for(devices, (gpus or 0) if some else len(set(devices)), some, held)
         if some:
             devices = devices[:gpus]

@@ -6,13 +6,14 @@ protein. Reading and tokenising run on a thread ahead of the model, writing on o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import resource
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -21,38 +22,53 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from virnucpro_core.embedding.blocks import block_writer, claimed, read_blocks
-from virnucpro_core.embedding.devices import default_precision
+from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.embedding.estimate import cpu_warning
+from virnucpro_core.embedding.journal import Finished, row_writer
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
-from virnucpro_core.embedding.shards import EmbeddingFile, Origin, write_shard
+from virnucpro_core.embedding.shards import FORMAT, EmbeddingFile, Origin, create_shard, seal
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import run_ranks
-from virnucpro_core.errors import GpuMemoryError, InputError, StoppedError, VirNucProError
-from virnucpro_core.files import keep_apart, written_aside
+from virnucpro_core.errors import (
+    BusyError,
+    GpuMemoryError,
+    InputError,
+    StoppedError,
+    VirNucProError,
+)
+from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
+from virnucpro_core.models.attention import numerics
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
 from virnucpro_core.progress import Progress
-from virnucpro_core.schema import FrameMeta, frame_batches, frame_meta
+from virnucpro_core.schema import FrameMeta, frame_meta
 
 logger = logging.getLogger("virnucpro.embed")
+
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one `embed` run does, the same for each of its processes."""
+    """What one `embed` run does, the same for each of its processes.
+
+    folder: where the shard is written in place, see `begin`. done: rows that an earlier run has
+    written, bool (N).
+    """
 
     frames: Path
     model: Model
     precision: str
     token_budget: int | None
-    blocks: Path
+    folder: Path
+    done: Bools
 
 
 def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> None:
-    """Embed the frames [rank::world] of the length-sorted table, into blocks.
+    """Embed the frames [rank::world] of the length-sorted table, into the shard's rows.
 
     Raises StoppedError, after writing what is finished, once `stop` is set.
     """
@@ -67,11 +83,8 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
         ) from None
     with stages("load"):
         lengths = protein_tokens(job.frames)
-        done = np.zeros(len(lengths), np.bool_)
-        for block in read_blocks(job.blocks, job.model.dim, len(lengths)):
-            done[block["row"]] = True
     budget = job.token_budget or encoder.token_budget()
-    schedule = Schedule(lengths, done, budget, rank, world)
+    schedule = Schedule(lengths, job.done, budget, rank, world)
     logger.info(
         "%s: %d of %d batches kept, %d frames to do in batches of %d tokens",
         device,
@@ -80,9 +93,9 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
         schedule.frames,
         budget,
     )
-    run_schedule(encoder, schedule, job, stages, stop)
+    run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
-    with written_aside(job.blocks / f"used{rank}.json") as aside:
+    with written_aside(job.folder / f"used{rank}.json") as aside:
         aside.write_text(json.dumps(used(device, job.precision)))
 
 
@@ -97,13 +110,13 @@ def used(device: str, precision: str) -> dict[str, str | int]:
 
 
 def run_schedule(
-    encoder: FrameEncoder, schedule: Schedule, job: Job, stages: Stages, stop: Event
+    encoder: FrameEncoder, schedule: Schedule, job: Job, rank: int, stages: Stages, stop: Event
 ) -> None:
-    """Embed what is scheduled into blocks: read and tokenise ahead, write behind."""
+    """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
     progress = Progress("embed", schedule.frames, "frames")
     tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
     with (
-        block_writer(job.blocks, job.model.dim, stages) as writer,
+        row_writer(job.folder / SHARD, job.folder / f"rank{rank}.journal", stages) as writer,
         closing(prefetch(schedule.batches(job.frames, *tokenizers, stages))) as work,
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
@@ -115,45 +128,102 @@ def run_schedule(
                 raise StoppedError("stopped by a signal; run the same command to go on.")
 
 
-def _gathered(
-    blocks: list[NDArray[np.void]], rows: int, dim: int, step: int = 4096
-) -> Iterator[NDArray[np.float32]]:
-    """The rows of all blocks, in order, a few thousand at a time."""
-    block_of = np.full(rows, -1, np.int32)
-    place = np.zeros(rows, np.int64)
-    for number, block in enumerate(blocks):
-        block_of[block["row"]] = number
-        place[block["row"]] = np.arange(len(block))
-    if (block_of < 0).any():
+SHARD = "shard.h5"
+
+
+def origin_of(model: Model, precision: str) -> Origin:
+    """What decides the values of a run's embeddings; InputError for an unknown switch."""
+    packed = packing_enabled()
+    return Origin(model.name, model.encoder_weights, model.window, precision, packed, numerics())
+
+
+def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int) -> Bools:
+    """Lay out a shard in a folder, unless an earlier run has; which rows are done, bool (N).
+
+    Raises MachineError when the disk has no room for all of it.
+    """
+    shard = folder / SHARD
+    finished = Finished(folder, meta.rows)
+    try:
+        finished.verify(shard)
+    except InputError as error:
+        if shard.exists():
+            logger.warning("%s", error)
+        create_shard(shard, frames, meta.digest, origin, dim)
+        finished.verify(shard)
+    return finished.done
+
+
+def finish(folder: Path, output: Path, rows: int) -> None:
+    """Seal the shard of a folder, rename it and remove the folder.
+
+    Raises VirNucProError when a row of it is not done.
+    """
+    finished = Finished(folder, rows)
+    if not finished.done.all():
         raise VirNucProError("some frames were not embedded; run the same command again.")
-    for at in range(0, rows, step):
-        part = np.empty((min(step, rows - at), dim), np.float32)
-        these = block_of[at : at + len(part)]
-        for number in np.unique(these):
-            mine = np.flatnonzero(these == number)
-            part[mine] = blocks[number]["embedding"][place[at + mine]]
-        yield part
+    used = [json.loads(path.read_text()) for path in sorted(folder.glob("used*.json"))]
+    seal(folder / SHARD, finished.checksum, used)
+    with blamed(output):
+        try:
+            (folder / SHARD).replace(output)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # the checkpoints are on another disk
+                raise
+            with written_aside(output) as aside:
+                shutil.copyfile(folder / SHARD, aside)
+        sync_folder(output.parent)
+    shutil.rmtree(folder)
 
 
-def join_blocks(job: Job, output: Path, origin: Origin, meta: FrameMeta) -> None:
-    """Write the shard out of the blocks; VirNucProError when a frame is in none of them."""
-    ids = [np.zeros(0, "S1")]
-    for batch in frame_batches(job.frames, ["frame_id"]):
-        ids.append(np.array(batch["frame_id"].cast("binary").to_pylist(), "S"))
-    dim = job.model.dim
-    parts = _gathered(read_blocks(job.blocks, dim, meta.rows), meta.rows, dim)
-    ranks = [json.loads(path.read_text()) for path in sorted(job.blocks.glob("used*.json"))]
-    write_shard(output, origin, meta.digest, np.concatenate(ids), dim, parts, ranks)
-
-
-def _finished(output: Path, origin: Origin, meta: FrameMeta) -> bool:
+def _finished(output: Path, origin: Origin, meta: FrameMeta, *, force: bool) -> bool:
+    """Whether the output is there; InputError when it is another one, unless force is set."""
     if not output.exists():
         return False
     try:
         shard = EmbeddingFile(output)
-    except InputError:
+    except InputError as error:
+        logger.warning("%s It is written anew.", error)
         return False
-    return shard.origin == origin and shard.digests == (meta.digest,)
+    same = shard.origin == origin and shard.digests == (meta.digest,)
+    if not same and not force:
+        raise InputError(
+            f"{output}: holds embeddings of other frames, or of another model, precision or "
+            "version; name another output, or replace it with --force."
+        )
+    return same
+
+
+@contextmanager
+def _workplace(output: Path, checkpoint_dir: Path | None, key: str) -> Iterator[Path]:
+    """A folder for the work on `output`, named by what decides its values, for this run alone.
+
+    In `checkpoint_dir`, unless another process is at work on the same frames there: the orphan of
+    a run that was killed. Raises BusyError where another process writes the same output.
+    """
+    beside = output.with_name(f"{output.name}.partial")
+    with ExitStack() as stack:
+        stack.callback(lambda: _remove_empty(beside))
+        busy = f"{output}: another process is writing it; wait for it, or name another output."
+        stack.enter_context(locked(beside / "lock", busy))
+        folder = beside / key
+        if checkpoint_dir is not None:
+            busy = f"{checkpoint_dir / key}: another process is at work there"
+            try:
+                stack.enter_context(locked(checkpoint_dir / f"{key}.lock", busy))
+                folder = checkpoint_dir / key
+            except BusyError:
+                logger.warning("%s; this one starts anew beside its output", busy)
+        try:
+            yield folder
+        finally:
+            if not any(path.stat().st_size for path in folder.glob("*.journal")):
+                shutil.rmtree(folder, ignore_errors=True)  # nothing is finished that could be lost
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # another run's work is in it
+        folder.rmdir()
 
 
 def embed(
@@ -161,7 +231,8 @@ def embed(
     output: Path,
     model: Model,
     *,
-    devices: list[torch.device],
+    devices: str | list[torch.device] = "auto",
+    gpus: int | None = None,
     precision: str | None = None,
     force: bool = False,
     checkpoint_dir: Path | None = None,
@@ -169,36 +240,41 @@ def embed(
 ) -> None:
     """Embed every frame of a table, float32 (N, D) in table order, into an HDF5 shard.
 
-    One process a device. precision defaults to fp32 on CPU and fp16 on CUDA; fp8 needs a passed
-    validation of the model unless `force` is set. Finished blocks are
-    kept in `checkpoint_dir` (default: beside the output) under a name made from all that decides
-    their values, so a run that was killed goes on where it stood, and a stale block is not used.
-    While another process is at work on the very same frames there, they stay beside the output.
+    One process a device; devices and gpus are as `devices.leased` takes them, or a list that is
+    this run's already. precision defaults to fp32 on CPU and fp16 on CUDA; fp8 needs a passed
+    validation of the model unless `force` is set. Rows are written in place, in a folder in
+    `checkpoint_dir` (default: beside the output) named for all that decides their values, so a run
+    that was killed goes on where it stood, and stale rows are not used. While another process is
+    at work on the very same frames there, they are written beside the output.
 
-    Raises InputError for a bad frame table or a table of another window, ModelError for a model
-    that does not load, StoppedError when stopped by a signal.
+    Raises InputError for a bad frame table, a table of another window, or an output that holds
+    other embeddings (unless `force` is set), ModelError for a model that does not load,
+    MachineError for want of room, StoppedError when stopped by a signal.
     """
     keep_apart(output, [frames])
-    precision = precision or default_precision(devices[0])
-    require(model, precision, devices, force=force)
+    places = parse_devices(devices) if isinstance(devices, str) else devices
+    precision = str(precision or default_precision(places[0]))
+    require(model, precision, places, force=force)
     meta = frame_meta(frames)
     if meta.window != model.window:
         raise InputError(
             f"{frames}: has windows of {meta.window} bases, {model.name} takes {model.window}; "
             f"translate with --window {model.window}."
         )
-    origin = Origin(model.name, model.encoder_weights, model.window, precision, packing_enabled())
-    if _finished(output, origin, meta):
-        logger.info("%s is complete already", output)
-        return
-    key = hashlib.sha256(json.dumps([meta.digest, vars(origin)], sort_keys=True).encode())
-    beside = output.with_name(f"{output.name}.blocks")
-    with claimed([checkpoint_dir or beside, beside], key.hexdigest()[:16]) as blocks:
-        job = Job(frames, model, precision, token_budget, blocks)
-        if meta.rows:
-            run_ranks(embed_rank, job, [str(device) for device in devices], output)
-        join_blocks(job, output, origin, meta)
-        shutil.rmtree(blocks)
-    if beside.exists():
-        shutil.rmtree(beside)
+    origin = origin_of(model, precision)
+    key = hashlib.sha256(json.dumps([FORMAT, meta.digest, vars(origin)], sort_keys=True).encode())
+    with _workplace(output, checkpoint_dir, key.hexdigest()[:16]) as folder:
+        if _finished(output, origin, meta, force=force):
+            logger.info("%s is complete already", output)
+            return
+        done = begin(folder, frames, meta, origin, model.dim)
+        if not done.all():
+            with ExitStack() as stack:
+                if isinstance(devices, str):
+                    places = stack.enter_context(leased(devices, gpus))
+                if places[0].type == "cpu" and (warning := cpu_warning(frames, model)):
+                    logger.warning(warning)
+                job = Job(frames, model, precision, token_budget, folder, done)
+                run_ranks(embed_rank, job, [str(place) for place in places], output)
+        finish(folder, output, meta.rows)
     logger.info("%d frames embedded with %s in %s", meta.rows, model.name, precision)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-from virnucpro_core.embedding.shards import EmbeddingFile, write_merged
+import h5py
+import numpy as np
+
+from virnucpro_core.embedding.hdf5 import lay_out
+from virnucpro_core.embedding.shards import EmbeddingFile, lay_out_rows, seal, write_rows
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import keep_apart
+from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.schema import frame_batches, frame_meta
 
 logger = logging.getLogger("virnucpro.merge")
@@ -70,6 +75,53 @@ def _check(shard: EmbeddingFile, frames: Path, first: EmbeddingFile) -> None:
                 )
 
 
+def _relative(source: Path, folder: Path) -> str:
+    """The path from a folder to a source, as the kernel will go it: `..` out of a link's target."""
+    name = os.path.relpath(source, folder)
+    if (folder / name).exists():
+        return name
+    return os.path.relpath(source.resolve(), folder.resolve())
+
+
+def _write(path: Path, shards: Sequence[EmbeddingFile], frames: Sequence[Path], copy: bool) -> None:
+    """Join shards, in order, into one file: virtual datasets over them, or a copy."""
+    rows, dim, origin = sum(shard.rows for shard in shards), shards[0].dim, shards[0].origin
+    names = [_relative(shard.path, path.parent) for shard in shards]
+
+    def describe(file: h5py.File) -> None:
+        table = file.create_group("sources")
+        table["path"] = np.array([name.encode() for name in names])
+        table["rows"] = np.array([shard.rows for shard in shards], np.int64)
+        table["digest"] = np.array([shard.digests[0].encode() for shard in shards])
+
+    def build(file: h5py.File) -> None:
+        origin.write(file)
+        describe(file)
+        widest = max(shard.id_type.itemsize for shard in shards)
+        for part, width, kind, fill in (
+            ("embedding", (dim,), np.dtype(np.float32), np.nan),
+            ("checksum", (), np.dtype(np.uint32), 0),
+            ("frame_id", (), h5py.string_dtype("utf-8", widest), None),
+        ):
+            layout = h5py.VirtualLayout((rows, *width), kind)
+            first = 0
+            for shard, name in zip(shards, names, strict=True):
+                if shard.rows:
+                    own = shard.id_type if part == "frame_id" else kind
+                    source = h5py.VirtualSource(name, part, (shard.rows, *width), own)
+                    layout[first : first + shard.rows] = source
+                first += shard.rows
+            file.create_virtual_dataset(part, layout, fillvalue=fill)
+
+    with written_aside(path) as aside:
+        if copy or rows == 0:  # HDF5 has no virtual dataset without rows
+            lay_out_rows(aside, frames, origin, dim, describe)
+            sums = write_rows(aside, (part for shard in shards for _, part in shard.parts()))
+            seal(aside, sums, chain.from_iterable(shard.used() for shard in shards))
+        else:
+            lay_out(aside, build)
+
+
 def merge(
     shards: Sequence[Path], frames: Sequence[Path], output: Path, *, copy: bool = False
 ) -> int:
@@ -86,7 +138,7 @@ def merge(
     paired = _pair(shards, frames)
     for shard, table in zip(paired, frames, strict=True):
         _check(shard, table, paired[0])
-    write_merged(output, paired, paired[0].dim, copy=copy)
+    _write(output, paired, frames, copy)
     rows: int = sum(shard.rows for shard in paired)
     logger.info("%d embeddings of %d shards", rows, len(paired))
     return rows

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro_core import __version__
+from virnucpro_core.embedding.hdf5 import contiguous, lay_out, open_h5, write_at
+from virnucpro_core.embedding.journal import Checksums, checksums
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
+from virnucpro_core.schema import frame_batches
 
-FORMAT = "1"
+FORMAT = "2"
 
 Used = dict[str, str | int]
 """Device, precision and peak of memory of a process that embedded."""
 
-ROWS = 1024
-"""Ids in one HDF5 chunk, and embeddings copied at a time."""
+ROWS = 4096
+"""Ids in one HDF5 chunk, and embeddings read at a time."""
 
-CHUNK_BYTES = 1 << 20
-"""An HDF5 chunk of embeddings, about."""
+USED_BYTES = 16_384
+"""Room for what a shard says of the processes that made it."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """What the values of a file of embeddings depend on, apart from the frames.
 
-    weights: sha256 of each file of the encoders.
+    weights: sha256 of each file of the encoders. numerics: see `attention.numerics`.
     """
 
     model: str
@@ -42,16 +46,14 @@ class Origin:
     window: int
     precision: str
     packed: bool
+    numerics: str
 
     def write(self, file: h5py.File) -> None:
         file.attrs.update(
             {
+                **vars(self),
                 "format": FORMAT,
-                "model": self.model,
                 "weights": json.dumps(self.weights, sort_keys=True),
-                "window": self.window,
-                "precision": self.precision,
-                "packed": self.packed,
                 "version": __version__,
                 "complete": True,
             }
@@ -60,78 +62,108 @@ class Origin:
     @classmethod
     def read(cls, file: h5py.File) -> Origin:
         attrs = file.attrs
+        if attrs["format"] != FORMAT:
+            raise ValueError(f"it is of format {attrs['format']!r}, not {FORMAT}")
         return cls(
             model=str(attrs["model"]),
-            weights=json.loads(attrs["weights"]),
+            weights=dict(json.loads(attrs["weights"])),
             window=int(attrs["window"]),
             precision=str(attrs["precision"]),
             packed=bool(attrs["packed"]),
+            numerics=str(attrs["numerics"]),
         )
 
 
-def create_ids(file: h5py.File, ids: NDArray[np.bytes_]) -> None:
-    """Write `frame_id` (N), fixed-width UTF-8."""
-    data = ids.astype(h5py.string_dtype("utf-8", max(1, ids.dtype.itemsize)))
-    packed = {"chunks": (min(len(ids), ROWS),), "compression": "gzip", "compression_opts": 1}
-    file.create_dataset("frame_id", data=data, **(packed if len(ids) else {}))
-
-
-def create_embedding(file: h5py.File, rows: int, dim: int) -> h5py.Dataset:
-    """An empty `embedding` float32 (rows, dim), row-chunked; NaN wherever it is not written."""
-    chunk = min(rows, max(1, CHUNK_BYTES // (4 * dim)))
-    chunks = (chunk, dim) if rows else None
-    return file.create_dataset(
-        "embedding", (rows, dim), np.float32, chunks=chunks, fillvalue=np.nan
-    )
-
-
-def write_shard(
+def lay_out_rows(
     path: Path,
+    frames: Sequence[Path],
     origin: Origin,
-    digest: str,
-    ids: NDArray[np.bytes_],
     dim: int,
-    parts: Iterator[NDArray[np.float32]],
-    used: Sequence[Used] = (),
+    describe: Callable[[h5py.File], None],
 ) -> None:
-    """Write a shard from consecutive parts of its embeddings, float32 (n, dim) each.
+    """Write a file for the rows of frame tables: whole, but for what `write_rows` and `seal` add.
 
-    used: what each process that made them worked with.
-
-    Raises ValueError, and leaves no file, when the parts are not as many rows as ids.
+    describe: adds what tells which tables these are. Raises MachineError where the disk has no room
+    for all of it.
     """
-    with written_aside(path) as aside, h5py.File(aside, "w") as file:
-        create_ids(file, ids)
-        embedding = create_embedding(file, len(ids), dim)
-        at = 0
-        for part in parts:
-            embedding[at : at + len(part)] = part
-            at += len(part)
-        if at != len(ids):
-            raise ValueError(f"{at} embeddings for {len(ids)} frames")
-        file.attrs["digest"] = digest
-        file.attrs["used"] = json.dumps(used)
+    rows = width = 0
+    for batch in _ids(frames):
+        rows += len(batch)
+        width = max(width, pc.max(pc.binary_length(batch)).as_py() or 0)
+
+    def build(file: h5py.File) -> None:
         origin.write(file)
+        describe(file)
+        contiguous(file, "embedding", (rows, dim), "<f4")
+        contiguous(file, "checksum", (rows,), "<u4")
+        contiguous(file, "used", (USED_BYTES,), "u1")
+        kind = h5py.string_dtype("utf-8", max(1, width))
+        packed = {"chunks": (min(rows, ROWS),), "compression": 1}
+        ids = file.create_dataset("frame_id", (rows,), kind, **(packed if rows else {}))
+        at = 0
+        for batch in _ids(frames):
+            names = np.array(batch.cast("binary").to_pylist(), f"S{max(1, width)}")
+            ids[at : at + len(names)] = names.astype(kind)
+            at += len(names)
+
+    lay_out(path, build, rows * (4 * dim + 4))
 
 
-@contextmanager
-def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open a complete file of embeddings; InputError when it is missing, truncated or another."""
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; embed its frames again.") from None
-    except OSError as error:
-        raise InputError(
-            f"{path}: truncated or no HDF5 file ({str(error)[:80]}); embed its frames again."
-        ) from None
-    with file:
-        complete = bool(file.attrs.get("complete", False))
-        if not complete or file.attrs.get("format") != FORMAT or "embedding" not in file:
-            raise InputError(
-                f"{path}: is no complete file of embeddings of this version; embed again."
-            )
-        yield file
+def _ids(frames: Sequence[Path]) -> Iterator[pa.Array]:
+    for table in frames:
+        for batch in frame_batches(table, ["frame_id"]):
+            yield batch["frame_id"]
+
+
+def create_shard(path: Path, frames: Path, digest: str, origin: Origin, dim: int) -> None:
+    """Write the shard of a frame table with this digest, its rows still to be written."""
+
+    def describe(file: h5py.File) -> None:
+        file.attrs["digest"] = digest
+
+    with written_aside(path) as aside:
+        lay_out_rows(aside, [frames], origin, dim, describe)
+
+
+def _place(path: Path, dataset: str) -> int:
+    with open_h5(path) as file:
+        place: int = file[dataset].id.get_offset()
+        return place
+
+
+def write_rows(path: Path, parts: Iterable[NDArray[np.float32]]) -> Checksums:
+    """Write consecutive parts, float32 (n, dim) each, of all rows; returns their checksums."""
+    sums = [np.zeros(0, np.uint32)]
+    at = _place(path, "embedding")
+    with path.open("rb+", buffering=0) as raw:
+        for part in parts:
+            if part.size:
+                write_at(raw.fileno(), np.ascontiguousarray(part, "<f4").data, at)
+                at += part.nbytes
+                sums.append(checksums(part))
+    return np.concatenate(sums)
+
+
+def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
+    """Write the checksums, uint32 (N), of a file's rows, and what each process worked with."""
+    said = json.dumps(_peaks(used)).encode().ljust(USED_BYTES)
+    assert len(said) == USED_BYTES
+    parts = {"used": said, **({"checksum": sums.astype("<u4").tobytes()} if len(sums) else {})}
+    with path.open("rb+", buffering=0) as raw:
+        for name, part in parts.items():
+            write_at(raw.fileno(), part, _place(path, name))
+        os.fsync(raw.fileno())
+
+
+def _peaks(used: Iterable[Used]) -> list[Used]:
+    """Each device and precision once, with its peak of memory and the number of tasks on it."""
+    peaks: dict[tuple[str, str], Used] = {}
+    for one in used:
+        key = str(one["device"]), str(one["precision"])
+        known = peaks.setdefault(key, {**one, "tasks": 0})
+        known["tasks"] = int(known["tasks"]) + int(one.get("tasks", 1))
+        known["peak_bytes"] = max(int(known["peak_bytes"]), int(one["peak_bytes"]))
+    return list(peaks.values())
 
 
 class Source(NamedTuple):
@@ -145,17 +177,19 @@ class Source(NamedTuple):
     def read(self, file: h5py.File, at: int, rows: int) -> tuple[list[str], NDArray[np.float32]]:
         """Ids and embeddings float32 (n, dim) of at most `rows` rows from the source's row `at` on.
 
-        file: the source's, open. Raises InputError at a value that is not finite.
+        file: the source's, open. Raises InputError at a value that is not finite, and at a row
+        that is not as it was written.
         """
         part = slice(self.first + at, self.first + min(at + rows, self.rows))
         ids = [name.decode() for name in file["frame_id"][part]]
         values: NDArray[np.float32] = file["embedding"][part]
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            raise InputError(
-                f"{self.path}: the embedding of {ids[int(finite.argmin())]} is not finite; "
-                "embed its frames again."
-            )
+        whole = checksums(values) == file["checksum"][part]
+        for good, what in ((whole, "damaged"), (np.isfinite(values).all(axis=1), "not finite")):
+            if not good.all():
+                raise InputError(
+                    f"{self.path}: the embedding of {ids[int(good.argmin())]} is {what}; "
+                    "embed its frames again."
+                )
         return ids, values
 
 
@@ -163,7 +197,7 @@ class EmbeddingFile:
     """A shard, or the merged embeddings of a sample, read source by source.
 
     Reading does not go through the virtual dataset, which gives its fill value in silence where a
-    source is missing. rows, dim, origin and sources say what the file holds.
+    source is missing. rows, dim, id_type, origin and sources say what the file holds.
 
     Raises InputError when the file or one of its sources is missing, truncated or another.
     """
@@ -171,8 +205,11 @@ class EmbeddingFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_h5(path) as file:
-            self.rows, self.dim = file["embedding"].shape
             self.origin = Origin.read(file)
+            self.rows, self.dim = file["embedding"].shape
+            self.id_type = file["frame_id"].dtype
+            if any(file[name].shape != (self.rows,) for name in ("frame_id", "checksum")):
+                raise ValueError("its parts are not of one length")
             if "sources" in file:
                 table = file["sources"]
                 self.sources = self._merged(
@@ -187,14 +224,20 @@ class EmbeddingFile:
     def _merged(
         self, virtual: bool, names: list[str], rows: list[int], digests: list[str]
     ) -> tuple[Source, ...]:
+        if sum(rows) != self.rows or min(rows, default=0) < 0:
+            raise ValueError("its sources have other rows")
         if not virtual:
             firsts = (np.cumsum(rows) - rows).tolist()
-            return tuple(map(Source, [self.path] * len(rows), firsts, rows, digests))
-        sources = tuple(map(Source, map(self._beside, names), [0] * len(rows), rows, digests))
-        for source in sources:
+            paths = [self.path] * len(rows)
+        else:
+            firsts = [0] * len(rows)
+            paths = [self._beside(name) for name in names]
+        parts = zip(paths, firsts, rows, digests, strict=True)
+        sources = tuple(Source(*part) for part in parts)
+        for source in sources if virtual else ():
             with open_h5(source.path) as file:
                 same = file["embedding"].shape == (source.rows, self.dim)
-                if not same or file.attrs["digest"] != source.digest:
+                if not same or str(file.attrs["digest"]) != source.digest:
                     raise InputError(
                         f"{source.path}: is not the shard that was merged; merge again."
                     )
@@ -212,64 +255,19 @@ class EmbeddingFile:
 
     def used(self) -> list[Used]:
         """What embedded the rows: each device and precision once, with its peak over all tasks."""
-        peaks: dict[tuple[str, str], Used] = {}
-        for source in self.sources:
-            with open_h5(source.path) as file:
-                for one in json.loads(file.attrs.get("used", "[]")):
-                    known = peaks.setdefault((one["device"], one["precision"]), {**one, "tasks": 0})
-                    known["tasks"] = int(known["tasks"]) + 1
-                    known["peak_bytes"] = max(int(known["peak_bytes"]), one["peak_bytes"])
-        return list(peaks.values())
+        said: list[Used] = []
+        for path in dict.fromkeys(source.path for source in self.sources):
+            with open_h5(path) as file:
+                said += json.loads(bytes(file["used"][()]))
+        return _peaks(said)
 
     @property
     def digests(self) -> tuple[str, ...]:
         return tuple(source.digest for source in self.sources)
 
-    def parts(self, rows: int = 8192) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    def parts(self, rows: int = ROWS) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """Ids and embeddings of all sources in row order, at most `rows` at a time."""
         for source in self.sources:
             with open_h5(source.path) as file:
                 for at in range(0, source.rows, rows):
                     yield source.read(file, at, rows)
-
-
-def _relative(source: Path, folder: Path) -> str:
-    """The path from a folder to a source, as the kernel will go it: `..` out of a link's target."""
-    name = os.path.relpath(source, folder)
-    if (folder / name).exists():
-        return name
-    return os.path.relpath(source.resolve(), folder.resolve())
-
-
-def write_merged(path: Path, files: Sequence[EmbeddingFile], dim: int, *, copy: bool) -> None:
-    """Join shards, in order, into one file: a virtual dataset over them, or a copy."""
-    rows = sum(file.rows for file in files)
-    copy = copy or rows == 0  # HDF5 has no virtual dataset without rows
-    with written_aside(path) as aside, h5py.File(aside, "w", libver="latest") as out:
-        sources = [source for file in files for source in file.sources]
-        names = [_relative(source.path, path.parent) for source in sources]
-        if copy:
-            embedding = create_embedding(out, rows, dim)
-        else:
-            layout = h5py.VirtualLayout((rows, dim), np.float32)
-        ids: list[NDArray[np.bytes_]] = []
-        first = 0
-        for source, name in zip(sources, names, strict=True):
-            with open_h5(source.path) as shard:
-                ids.append(shard["frame_id"][()].astype(bytes))
-                block = slice(first, first + source.rows)
-                if copy:
-                    for at in range(0, source.rows, ROWS):
-                        stop = min(at + ROWS, source.rows)
-                        embedding[first + at : first + stop] = shard["embedding"][at:stop]
-                elif source.rows:
-                    layout[block] = h5py.VirtualSource(name, "embedding", (source.rows, dim))
-            first += source.rows
-        if not copy:
-            out.create_virtual_dataset("embedding", layout, fillvalue=np.nan)
-        create_ids(out, np.concatenate(ids))
-        table = out.create_group("sources")
-        table["path"] = np.array([name.encode() for name in names])
-        table["rows"] = np.array([source.rows for source in sources], np.int64)
-        table["digest"] = np.array([source.digest.encode() for source in sources])
-        files[0].origin.write(out)

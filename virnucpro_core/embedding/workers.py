@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from virnucpro_core.errors import StoppedError, VirNucProError
+from virnucpro_core.errors import InputError, StoppedError, VirNucProError
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -47,6 +47,37 @@ def stop_on_signal() -> Iterator[Event]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Processes started in here do not see Ctrl-C, of which their parent tells them, until they
+    listen to signals themselves: it would end their imports in a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+UNGUARDED = (
+    "a second device has a process of its own, which runs the script once more to find its "
+    'functions: put what the script does under `if __name__ == "__main__":`, in a file.'
+)
+
+
+def refuse_respawn() -> None:
+    """End a process that is being spawned and, for want of a main guard, does it all once more.
+
+    To be called first by whatever spawns, before it waits for locks that the first one holds. The
+    process that spawned it says why (see `_Worker.failure`).
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(InputError.exit_code)
 
 
 def _log_into(log: Path, device: str, level: int) -> None:
@@ -103,12 +134,13 @@ class _Worker:
 
     def __init__(self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path):
         self.device, self.log = device, log
-        log.write_bytes(b"")
+        log.unlink(missing_ok=True)  # its own first act is to make it
         spawn = multiprocessing.get_context("spawn")
         self._report, sender = spawn.Pipe(duplex=False)
         own = (sender, log, logging.getLogger("virnucpro").getEffectiveLevel())
         self.process = spawn.Process(target=_work, args=(rank_of, job, device, rank, world, own))
-        self.process.start()
+        with _uninterrupted():
+            self.process.start()
         sender.close()
 
     def failure(self) -> VirNucProError | None:
@@ -119,15 +151,20 @@ class _Worker:
             return outcome
         except (EOFError, OSError):
             code = self.process.exitcode or 0
+        if code == InputError.exit_code and not self.log.exists():
+            return InputError(UNGUARDED)
         names = {-number: number.name for number in signal.Signals}
         how = f"ended with code {code}" if code >= 0 else f"was killed by {names.get(code, -code)}"
         how += " (memory may have run out)" if code == -signal.SIGKILL else ""
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - 65_536))
-            lines = file.read().decode(errors="replace").splitlines()[-10:]
+        lines: list[str] = []
+        if self.log.exists():
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 65_536))
+                lines = file.read().decode(errors="replace").splitlines()[-10:]
         said = "".join(f"\n  {line}" for line in lines) or " nothing"
         # what killed it from outside may be gone on the next try; a fault of its own would not
-        kind = StoppedError if code == -signal.SIGKILL else VirNucProError
+        outside = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        kind = StoppedError if -code in outside else VirNucProError
         return kind(
             f"the worker on {self.device} {how}; what is finished is kept, run the same command "
             f"to go on. {self.log} says last:{said}"
@@ -141,6 +178,7 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) ->
     its log lines appear here too. All are waited for, so that a failed one takes no other's work
     with it. Raises the first failure; a signal is passed on to all and raises StoppedError.
     """
+    refuse_respawn()
     world = len(devices)
     with stop_on_signal() as stop:
         if world == 1:

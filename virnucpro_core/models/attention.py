@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from virnucpro_core.errors import InputError
 from virnucpro_core.models.ops import fused
 from virnucpro_core.models.precision import HALF
 
@@ -196,6 +197,25 @@ def backend(q: Tensor, positions: Positions) -> str:
         return "triton"
     biased = isinstance(positions, Tensor)
     return "varlen" if q.is_cuda and q.dtype in HALF and not biased else "padded"
+
+
+REVISION = 2
+"""Raised whenever a change of the code changes values of embeddings beyond float32's rounding."""
+
+
+def numerics() -> str:
+    """What of the code and its switches decides the values of embeddings, as text.
+
+    Raises InputError for a switch of the environment that is set to something unknown.
+    """
+    switches = {"VIRNUCPRO_ATTENTION": ("", *BACKENDS), "VIRNUCPRO_KERNELS": ("", "torch")}
+    text = str(REVISION)
+    for name, known in switches.items():
+        value = os.environ.get(name, "")
+        if value not in known:
+            raise InputError(f"{name}={value} is not known; give one of {', '.join(known[1:])}.")
+        text += f" {name}={value}" if value else ""
+    return text
 
 
 def varlen_attention(

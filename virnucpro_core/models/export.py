@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from virnucpro_core.files import written_aside
 from virnucpro_core.models.dnabert_s import DNABERTS, NAMES, Layer
 from virnucpro_core.models.esm2 import ESM2, HUGGING_FACE
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK
@@ -29,18 +30,19 @@ def published(module: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
 
 def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
     """Store a state dict as safetensors, floats as fp16."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in state.items()
     }
     # not save_file, which leaves the file to its owner alone
-    path.write_bytes(save(halves, metadata={"format": "pt"}))
+    with written_aside(path) as aside:
+        aside.write_bytes(save(halves, metadata={"format": "pt"}))
 
 
 def _write(folder: Path, module: nn.Module, names: Mapping[str, str], config: Any) -> None:
     write_weights(published(module, names), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with written_aside(folder / "config.json") as aside:
+        aside.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def write_dnabert_s(folder: Path, model: DNABERTS) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.files import blamed, written_aside
+from virnucpro_core.files import blamed, locked, made, written_aside
 from virnucpro_core.reading import is_inside, read_object, unreadable
 
 logger = logging.getLogger("virnucpro.models")
@@ -254,18 +254,21 @@ def import_model(
             "these parts do not belong together."
         )
     folder = root / name
-    # what is replaced must not be taken for what an earlier import recorded
-    (folder / "model.json").unlink(missing_ok=True)
-    for part in parts.values():
-        files = [part] if part.is_file() else [f for g in _ENCODER_FILES for f in part.glob(g)]
-        for file in files:
-            with written_aside(folder / file.relative_to(part.parent)) as aside:
-                shutil.copyfile(file, aside)
-        earlier = folder / part.name
-        kept = {file.name for file in files}
-        for file in () if earlier.samefile(part) else earlier.glob("*"):
-            if file.is_file() and file.name not in kept:
-                file.unlink()
+    busy = f"{folder}: another process imports that model; wait for it, then run this again."
+    with made(folder), locked(folder / ".lock", busy):
+        # what is replaced must not be taken for what an earlier import recorded
+        (folder / "model.json").unlink(missing_ok=True)
+        for part in parts.values():
+            files = [part] if part.is_file() else [f for g in _ENCODER_FILES for f in part.glob(g)]
+            for file in files:
+                with written_aside(folder / file.relative_to(part.parent)) as aside:
+                    shutil.copyfile(file, aside)
+            earlier = folder / part.name
+            kept = {file.name for file in files}
+            for file in () if earlier.samefile(part) else earlier.glob("*"):
+                if file.is_file() and file.name not in kept:
+                    file.unlink()
+        about = {"source": dict(source)} if source else {}
+        model = write_model(folder, name, window, dim, names, **about)
     logger.info("model %s is in %s", name, folder)
-    about = {"source": dict(source)} if source else {}
-    return write_model(folder, name, window, dim, names, **about)
+    return model

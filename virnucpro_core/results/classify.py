@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import torch
 
 from virnucpro_core import __version__
-from virnucpro_core.embedding.shards import EmbeddingFile, Source, open_h5
+from virnucpro_core.embedding.hdf5 import open_h5
+from virnucpro_core.embedding.shards import EmbeddingFile, Origin, Source, Used
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
+from virnucpro_core.inputs import Input
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import (
@@ -30,6 +32,7 @@ from virnucpro_core.results.calls import (
     check_min_viral_fraction,
     frame_is_virus,
 )
+from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.tables import ResultFiles
 from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.sequences.windows import Int64Array
@@ -117,12 +120,11 @@ def _not_listed(contigs: Path, contig: str) -> InputError:
     )
 
 
-class ScoredFrames:
-    """The frames with their scores, handed out for one batch of the inventory after the other."""
+class _ByContig:
+    """Scored frames, handed out for one batch of the inventory after the other."""
 
-    def __init__(self, tables: Sequence[Embedded], classifier: MLPClassifier) -> None:
-        self._classifier = classifier
-        self._stream = self._score_tables(tables)
+    def __init__(self, scores: Scores) -> None:
+        self._stream = scores.batches
         self.rest = next(self._stream, None)
         """The batch that waits for its contigs; None at the end."""
 
@@ -141,30 +143,57 @@ class ScoredFrames:
                 return
             self.rest = next(self._stream, None)
 
-    def _score_tables(
-        self, tables: Sequence[Embedded]
-    ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-        for table, source in tables:
-            at = 0
-            with open_h5(source.path) as file:
-                for frames in frame_batches(table, rows=ROWS):  # fewer where a row group ends
-                    ids, embeddings = source.read(file, at, frames.num_rows)
-                    if ids != frames["frame_id"].to_pylist():
-                        raise InputError(
-                            f"{source.path}: its rows from {at} on are not the frames of {table}; "
-                            "embed them again."
-                        )
-                    yield frames, self._score(embeddings)
-                    at += frames.num_rows
 
-    def _score(self, embeddings: Float32Array) -> Float32Array:
-        """Probabilities (N, 2) of other and virus for embeddings (N, D)."""
-        with torch.inference_mode():
-            logits = self._classifier(torch.from_numpy(embeddings))
-            scores: Float32Array = logits.softmax(1).numpy()
-        if not np.isfinite(scores).all():
-            raise ModelError("the classifier gives scores that are not finite; import it again.")
-        return scores
+def _score(
+    tables: Sequence[Embedded], classifier: MLPClassifier
+) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
+    """Rows of the tables with their probabilities (N, 2) of other and virus."""
+    for table, source in tables:
+        at = 0
+        with open_h5(source.path) as file:
+            for frames in frame_batches(table, rows=ROWS):  # fewer where a row group ends
+                ids, embeddings = source.read(file, at, frames.num_rows)
+                if ids != frames["frame_id"].to_pylist():
+                    raise InputError(
+                        f"{source.path}: its rows from {at} on are not the frames of {table}; "
+                        "embed them again."
+                    )
+                with torch.inference_mode():
+                    logits = classifier(torch.from_numpy(embeddings))
+                    scores: Float32Array = logits.softmax(1).numpy()
+                if not np.isfinite(scores).all():
+                    raise ModelError(
+                        "the classifier gives scores that are not finite; import it again."
+                    )
+                yield frames, scores
+                at += frames.num_rows
+
+
+def score(
+    embeddings: Path, frames: Sequence[Path], contigs: Path, model: Model
+) -> tuple[Scores, Input]:
+    """Score every frame by its embedding, in the inventory's order; also whose frames they are.
+
+    Raises InputError when the parts do not belong together or an embedding is not finite,
+    ModelError when the classifier does not load or takes embeddings of another width.
+    """
+    source = EmbeddingFile(embeddings)
+    _check_made_for(source, model)
+    classifier = load_classifier(model.classifier)
+    if source.dim != classifier.input_dim:
+        raise ModelError(
+            f"{model.classifier}: takes embeddings of {classifier.input_dim} values, and "
+            f"{embeddings} has {source.dim}; import the model again."
+        )
+    tables = _pair_tables(source, frames, contigs, model.window)
+    given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
+    return Scores(_score(tables, classifier), made_with(source.origin, model, source.used())), given
+
+
+def made_with(origin: Origin, model: Model, used: Sequence[Used]) -> dict[str, Any]:
+    """All that decides a frame's scores, and what embedded it, as summary.json has it."""
+    weights = dict(sorted(model.weights.items()))
+    return {**vars(origin), "weights": weights, "embedded_on": list(used)}
 
 
 def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:
@@ -198,41 +227,59 @@ def classify(
     *,
     sample: str | None = None,
     min_viral_fraction: float = MIN_VIRAL_FRACTION,
+    given: Input | None = None,
+    force: bool = False,
 ) -> pa.Table:
     """Score every frame, call every contig of the inventory, and write the result files to `out`.
+
+    given: what to record as the input in place of the frame tables. Results of another input in
+    `out` are replaced only if force is set.
+
+    Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
+    results of another input.
+    """
+    check_min_viral_fraction(min_viral_fraction)
+    keep_apart(out / "frames.parquet", frames)
+    scores, tables = score(embeddings, frames, contigs, model)
+    refuse_other(out, given or tables, force=force)
+    return call(
+        scores, contigs, out, given or tables, sample=sample, min_viral_fraction=min_viral_fraction
+    )
+
+
+def call(
+    scores: Scores,
+    contigs: Path,
+    out: Path,
+    given: Input,
+    *,
+    sample: str | None = None,
+    min_viral_fraction: float = MIN_VIRAL_FRACTION,
+) -> pa.Table:
+    """Call every contig of the inventory by the scores of its frames; write the files to `out`.
 
     Writes contigs.tsv, windows.tsv, frames.parquet, viral.fasta.gz, the original's two files and,
     last of all, summary.json; each is whole or absent. Streams: memory holds one batch of contigs
     and frames, the table of contigs and the ids of windows (see `legacy.HighestScores`).
 
-    Returns the table of contigs (`calls.CONTIGS`), in input order. Raises InputError when the
-    parts do not belong together or an embedding is not finite, ModelError when the classifier
-    does not load or takes embeddings of another width.
+    given: the input that summary.json records. Returns the table of contigs (`calls.CONTIGS`), in
+    input order. Raises InputError for frames that the inventory does not have.
     """
     check_min_viral_fraction(min_viral_fraction)
-    keep_apart(out / "frames.parquet", frames)
-    source = EmbeddingFile(embeddings)
-    _check_made_for(source, model)
-    classifier = load_classifier(model.classifier)
-    if source.dim != classifier.input_dim:
-        raise ModelError(
-            f"{model.classifier}: takes embeddings of {classifier.input_dim} values, and "
-            f"{embeddings} has {source.dim}; import the model again."
-        )
-    scored = ScoredFrames(_pair_tables(source, frames, contigs, model.window), classifier)
+    scored = _ByContig(scores)
     counts: Counter[str] = Counter()
     called: list[pa.RecordBatch] = []
-    with ResultFiles(out) as files:
+    with ResultFiles(out, scores.made) as files:
         for inventory in inventory_batches(contigs):
             names = inventory["contig"].to_pylist()
-            calls = WindowCalls.of(inventory["length"].to_numpy(), model.window)
-            for rows, contig, scores in scored.of(inventory["contig"]):
+            calls = WindowCalls.of(inventory["length"].to_numpy(), scores.made["window"])
+            for rows, contig, values in scored.of(inventory["contig"]):
                 number = rows["window"].to_numpy().astype(np.int64)
                 if (misplaced := calls.misplaced(contig, number)).any():
                     raise _not_listed(contigs, names[contig[int(misplaced.argmax())]])
-                calls.add(contig, number, scores)
-                files.write_frames(rows, scores)
-                counts["viral frames"] += int(frame_is_virus(scores).sum())
+                calls.add(contig, number, values)
+                files.write_frames(rows, values)
+                counts["viral frames"] += int(frame_is_virus(values).sum())
             counts["windows called"] += int(calls.called.sum())
             called.append(call_contigs(inventory, calls, min_viral_fraction))
             files.write_contigs(inventory, calls, called[-1])
@@ -243,12 +290,13 @@ def classify(
         about = {
             "format": 1,
             "sample": sample or out.resolve().name,
-            "model": model.name,
-            "window": model.window,
-            "weights": dict(sorted(model.weights.items())),
-            "precision": source.origin.precision,
-            "packed": source.origin.packed,
-            "embedded_on": source.used(),
+            "input": given,
+            "parameters": {
+                "model": scores.made["model"],
+                "precision": scores.made["precision"],
+                "min_viral_fraction": min_viral_fraction,
+            },
+            **scores.made,
             "version": __version__,
             "min_viral_fraction": min_viral_fraction,
         }

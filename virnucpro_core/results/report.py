@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ LISTED = 500
 """Contigs in the page's table; a browser sorts this many at once."""
 
 MADE_BY = ("model", "window", "min_viral_fraction", "precision", "packed", "version", "weights")
+REFUSED = "refused.txt"
+"""What stands in the folder of a sample that was left out, in the place of results: the reason."""
+
+_COUNTS: dict[str, tuple[str, ...]] = {
+    "contigs": ("total", *CALLS),
+    "no_call": REASONS,
+    "windows": ("total", "called", "virus"),
+    "frames": ("total", "virus"),
+    "bases": ("total", "virus"),
+}
 _ORDER = [("mean_virus_score", "descending"), ("length", "descending"), ("contig", "ascending")]
 
 
@@ -47,13 +58,7 @@ def _read_summary(out: Path) -> _Sample:
     path = out / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        for part, keys in (
-            ("contigs", ("total", *CALLS)),
-            ("no_call", REASONS),
-            ("windows", ("total", "called", "virus")),
-            ("frames", ("total", "virus")),
-            ("bases", ("total", "virus")),
-        ):
+        for part, keys in _COUNTS.items():
             summary[part] = {key: int(summary[part][key]) for key in keys}
         if missing := [key for key in (*MADE_BY, "sample") if key not in summary]:
             raise KeyError(missing[0])
@@ -66,6 +71,15 @@ def _read_summary(out: Path) -> _Sample:
             f"{path}: is no summary of a classified sample ({error!r}); classify again."
         ) from None
     return _Sample(out, summary)
+
+
+def _read_refusals(outs: Sequence[Path]) -> dict[Path, str]:
+    """Why a sample was left out, by the folder that says so."""
+    return {
+        out: (out / REFUSED).read_text(encoding="utf-8").strip().removeprefix("virnucpro: ")
+        for out in outs
+        if (out / REFUSED).is_file() and not (out / "summary.json").exists()
+    }
 
 
 def _read_contigs(sample: _Sample, best: pa.Table | None, scores: Scores) -> pa.Table:
@@ -118,8 +132,11 @@ def _made_by(samples: Sequence[_Sample]) -> list[dict[str, Any]]:
     return list(ways.values())
 
 
-def _multiqc(samples: Sequence[_Sample]) -> dict[str, dict[str, Any]]:
+def _multiqc(samples: Sequence[_Sample], left_out: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """MultiQC custom content by file name: a table of the samples, a bar graph of their calls."""
+    missing = "".join(
+        f" Left out: {html.escape(f'{name} ({reason})')}." for name, reason in left_out.items()
+    )
     about = {"parent_id": "virnucpro", "parent_name": "VirNucPro"}
     about["parent_description"] = "finds viruses in short metagenomic contigs."
     rows = {}
@@ -154,7 +171,7 @@ def _multiqc(samples: Sequence[_Sample]) -> dict[str, dict[str, Any]]:
             **about,
             "id": "virnucpro_samples",
             "section_name": "Samples",
-            "description": "Contigs and viral contigs of each sample.",
+            "description": f"Contigs and viral contigs of each sample.{missing}",
             "plot_type": "table",
             "pconfig": {"id": "virnucpro_samples_table", "title": "VirNucPro: samples"},
             "headers": headers,
@@ -164,7 +181,7 @@ def _multiqc(samples: Sequence[_Sample]) -> dict[str, dict[str, Any]]:
             **about,
             "id": "virnucpro_calls",
             "section_name": "Calls",
-            "description": "Calls of each sample's contigs.",
+            "description": f"Calls of each sample's contigs.{missing}",
             "plot_type": "bargraph",
             "pconfig": {
                 "id": "virnucpro_calls_plot",
@@ -181,17 +198,28 @@ def _percent(part: int, whole: int) -> str:
     return "<0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"
 
 
-def write_report(outs: Sequence[Path], path: Path, *, title: str = "VirNucPro report") -> None:
+def write_report(
+    outs: Sequence[Path],
+    path: Path,
+    *,
+    title: str = "VirNucPro report",
+    earlier: Sequence[str] = (),
+) -> None:
     """Write the page for the samples whose `classify` folders are given, in that order.
 
-    Reads summary.json and contigs.tsv alone, the latter as a stream. Writes `path`, and beside it
-    `virnucpro_mqc.json` and `virnucpro_calls_mqc.json` for MultiQC; the same input gives the same
-    bytes. Raises InputError when a folder lacks a file or two samples have one name.
+    A folder with a `refused.txt` instead is that of a sample which was left out: the page names it,
+    with its reason. earlier: folders of results beside the page, of which it names those that are
+    of no sample here. Reads summary.json and contigs.tsv alone, the latter as a stream. Writes
+    `path`, and beside it `virnucpro_mqc.json` and `virnucpro_calls_mqc.json` for MultiQC; the same
+    input gives the same bytes. Raises InputError when a folder lacks a file or two samples have one
+    name.
     """
     if not outs:
         raise InputError("no folder to report on; give those that `virnucpro classify` wrote.")
-    samples = [_read_summary(out) for out in outs]
-    names = [sample.name for sample in samples]
+    refusals = _read_refusals(outs)
+    samples = [_read_summary(out) for out in outs if out not in refusals]
+    left_out = {out.absolute().name: reason for out, reason in refusals.items()}
+    names = [*(sample.name for sample in samples), *left_out]
     for sample in samples:
         if names.count(sample.name) > 1:
             raise InputError(
@@ -203,8 +231,7 @@ def write_report(outs: Sequence[Path], path: Path, *, title: str = "VirNucPro re
         best = _read_contigs(sample, best, scores)
     total = {
         part: {key: sum(s.summary[part][key] for s in samples) for key in keys}
-        for part, keys in samples[0].summary.items()
-        if part in ("contigs", "no_call", "windows", "frames", "bases")
+        for part, keys in _COUNTS.items()
     }
     paths = {s.name: os.path.relpath(s.out / "contigs.tsv", path.parent) for s in samples}
     environment = jinja2.Environment(
@@ -219,6 +246,8 @@ def write_report(outs: Sequence[Path], path: Path, *, title: str = "VirNucPro re
         title=title,
         version=__version__,
         samples=[sample.summary for sample in samples],
+        left_out=left_out,
+        earlier=[name for name in earlier if name not in paths],
         paths=paths,
         total=total,
         ways=_made_by(samples),
@@ -230,7 +259,7 @@ def write_report(outs: Sequence[Path], path: Path, *, title: str = "VirNucPro re
     )
     with written_aside(path) as aside:
         aside.write_text(page, encoding="utf-8")
-    for name, content in _multiqc(samples).items():
+    for name, content in _multiqc(samples, left_out).items():
         with written_aside(path.parent / name) as aside:
             aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    logger.info("%d samples in %s", len(samples), path)
+    logger.info("%d samples in %s, %d left out", len(samples), path, len(left_out))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from virnucpro_core.files import written_aside
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine, made, written_aside
 from virnucpro_core.results.calls import CONTIGS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
 from virnucpro_core.schema import FRAMES, ROWS
 
@@ -28,6 +31,15 @@ SCORED = pa.schema(
         pa.field("score_virus", pa.float32()),
         pa.field("call", pa.string()),
     ]
+)
+RESULTS = (
+    "contigs.tsv",
+    "windows.tsv",
+    "frames.parquet",
+    "viral.fasta.gz",
+    PREDICTIONS,
+    HIGHEST_SCORE,
+    "summary.json",
 )
 WINDOWS = "window_id contig window start end frames score_other score_virus call"
 
@@ -51,15 +63,18 @@ class ResultFiles:
     """The result files of one sample, each whole or absent; summary.json appears last.
 
     Use as a context manager, and call `finish` once at its end; on an error no file is left.
+    made: what the scores were made with, kept in the frame table's footer.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, made: Mapping[str, Any]) -> None:
         self._out = out
+        self._made = made
         self._stack = ExitStack()
         self._highest = HighestScores()
 
     def __enter__(self) -> ResultFiles:
         with ExitStack() as stack:  # files are renamed in reverse order
+            stack.enter_context(made(self._out))
             self._summary = self._open(stack, "summary.json")
             self._contigs = self._open(stack, "contigs.tsv")
             self._windows = self._open(stack, "windows.tsv")
@@ -128,7 +143,26 @@ class ResultFiles:
 
     def finish(self, summary: dict[str, object]) -> None:
         """Write what needs all contigs: the original's sorted file, and summary.json."""
+        self._frames.add_key_value_metadata({MADE: json.dumps(self._made).encode()})
         self._highest.write(self._highest_csv)
         self._summary.write(json.dumps(summary, indent=2) + "\n")
         # an older run's summary must not vouch for files that are about to change
         (self._out / "summary.json").unlink(missing_ok=True)
+
+
+def read_contigs(path: Path) -> pa.Table:
+    """The table of contigs (`calls.CONTIGS`) out of a contigs.tsv; InputError when it is none."""
+    try:
+        return pacsv.read_csv(
+            path,
+            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pacsv.ConvertOptions(
+                column_types=CONTIGS,
+                include_columns=CONTIGS.names,
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        blame_machine(error, path)
+        raise InputError(f"{path}: is no table of contigs ({error}); classify again.") from None

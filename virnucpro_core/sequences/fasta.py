@@ -6,6 +6,7 @@ import bz2
 import codecs
 import gzip
 import io
+import logging
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,8 @@ import pyarrow as pa
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
+
+logger = logging.getLogger("virnucpro.fasta")
 
 _NUCLEOTIDES = b"ACGTNRYMKSWHBVDacgtnrymkswhbvd-"
 _BLANKS = b" \t\r\n\v\f"
@@ -140,23 +143,36 @@ def _records(path: Path, handle: Iterable[bytes]) -> Iterator[tuple[int, Contig]
 def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
     """Stream the contigs of FASTA files (plain, gzip, bzip2, xz or zstd, told by content).
 
-    Memory holds one contig, and the ids seen (about 100 bytes each), to refuse one met twice.
+    Every contig gets an id of its own: where an earlier file has it already, `_file2` is added to
+    it in the second file, `_file3` in the third, until no other contig has it. All other ids stay
+    as they are. Memory holds one contig, and the ids seen (about 100 bytes each).
 
     Raises InputError, naming file and line, for a missing, empty, truncated, non-FASTA or
-    non-nucleotide file, and for an id that appears twice.
+    non-nucleotide file, for an id that appears twice in a file, and for a file named twice.
     """
-    seen: set[str] = set()
-    for path in paths:
+    taken: set[str] = set()
+    before: set[Path] = set()
+    for number, path in enumerate(paths, 1):
+        if path in before:
+            raise InputError(f"{path}: is named twice; name every file once.")
+        before.add(path)
+        own = set[str]() if taken else taken
+        again = 0
         try:
             with _open(path) as handle:
                 for line, contig in _records(path, handle):
-                    if contig.id in seen:
+                    if contig.id in own:
                         raise InputError(
                             f"{path}, line {line}: contig id {contig.id!r} appears twice; "
                             "give every contig an id of its own."
                         )
-                    seen.add(contig.id)
-                    yield contig
+                    name = contig.id
+                    while name in taken:
+                        name += f"_file{number}"
+                    again += name != contig.id
+                    own.add(contig.id)
+                    taken.add(name)
+                    yield contig._replace(id=name)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; check the path.") from None
         except IsADirectoryError:
@@ -169,3 +185,10 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
                 f"{path}: cannot be read to its end ({error}); "
                 "the file is truncated or damaged, copy it again."
             ) from None
+        if again:
+            logger.warning(
+                "%s: an earlier file has %d of its ids too; they get _file%d behind them",
+                path,
+                again,
+                number,
+            )

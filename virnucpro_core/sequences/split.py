@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from virnucpro_core.files import keep_apart, written_aside
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import keep_apart, made, written_aside
+from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
@@ -93,36 +95,63 @@ def _inventory(contigs: list[Contig], piece: int) -> pa.RecordBatch:
     )
 
 
-def split(fasta: Sequence[Path], folder: Path, shard_bp: int = SHARD_BP) -> list[Path]:
+def split(
+    fasta: Sequence[Path],
+    folder: Path,
+    shard_bp: int = SHARD_BP,
+    *,
+    force: bool = False,
+    given: Input | None = None,
+) -> list[Path]:
     """Cut FASTA files into `piece_00001.fasta` … of whole contigs, about `shard_bp` bases each.
 
     Also writes `contigs.parquet` (`schema.INVENTORY`): every contig once, in input order, with
-    its bases, so that later stages need no look at the input. Both of an earlier run go first, so
-    that no inventory stands beside pieces of another.
+    its bases, so that later stages need no look at the input. Both of an earlier run on the same
+    input go first, so that no inventory stands beside pieces of another; those of another input
+    are refused and stay, unless force is set. given: the input, where it is identified already.
 
     Returns the pieces in order. Raises InputError as `read_fasta` does, and for an input in the
-    place of a piece; then there is no inventory.
+    place of a piece; then no piece is left, nor the folder if it was not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    given = given or identify(fasta)
     earlier = [*folder.glob("piece_*.fasta"), *folder.glob("contigs.parquet")]
     for old in earlier:
         keep_apart(old, fasta)
-    for old in earlier:
-        old.unlink()
+    known = read_record(folder)
+    if (earlier or known) and not force and not same(known, given):
+        raise InputError(
+            f"{folder}: holds the pieces of another input; give another folder, or --force to "
+            "replace them."
+        )
     pieces: list[Path] = []
+    with made(folder), written_aside(folder / "contigs.parquet") as inventory:
+        for old in earlier:
+            old.unlink()
+        write_record(folder, given)
+        try:
+            count = _cut(fasta, folder, shard_bp, inventory, pieces)
+        except BaseException:
+            for path in (*pieces, folder / RECORD):
+                path.unlink(missing_ok=True)
+            raise
+    logger.info("%d contigs in %d pieces", count, len(pieces))
+    return pieces
+
+
+def _cut(
+    fasta: Sequence[Path], folder: Path, shard_bp: int, inventory: Path, pieces: list[Path]
+) -> int:
+    """Write the inventory and the pieces, which are added to the list; return their contigs."""
     count = 0
-    with (
-        written_aside(folder / "contigs.parquet") as inventory,
-        pq.ParquetWriter(
-            inventory,
-            INVENTORY,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=["piece"],
-            write_statistics=["length", "piece"],
-            write_page_checksum=True,
-        ) as writer,
-    ):
+    with pq.ParquetWriter(
+        inventory,
+        INVENTORY,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=["piece"],
+        write_statistics=["length", "piece"],
+        write_page_checksum=True,
+    ) as writer:
         numbered = _pieces(read_fasta(fasta), shard_bp)
         for piece, contigs in groupby(numbered, itemgetter(0)):
             path = folder / f"piece_{piece:05d}.fasta"
@@ -134,5 +163,4 @@ def split(fasta: Sequence[Path], folder: Path, shard_bp: int = SHARD_BP) -> list
                     writer.write_batch(_inventory(batch, piece))  # one row group
                     count += len(batch)
             pieces.append(path)
-    logger.info("%d contigs in %d pieces", count, len(pieces))
-    return pieces
+    return count

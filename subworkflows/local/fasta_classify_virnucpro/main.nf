@@ -53,6 +53,7 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
 
     VIRNUCPRO_REPORT(
         VIRNUCPRO_CLASSIFY.out.results
+            .mix(VIRNUCPRO_SPLIT.out.refused)
             .map { _meta, results -> results }
             .collect(sort: { results -> results.name })
             .map { results -> [[id: 'report'], results] }
@@ -70,6 +71,7 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
         VIRNUCPRO_CLASSIFY.out.versions_virnucpro,
         VIRNUCPRO_REPORT.out.versions_virnucpro,
     )
+    refused     = VIRNUCPRO_SPLIT.out.refused
 
     emit:
     calls       // channel: [ val(meta), contigs.tsv ]
@@ -78,4 +80,5 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
     report      // channel: [ val(meta), report.html ]
     multiqc     // channel: [ val(meta), *_mqc.* ]
     versions    // channel: [ process, tool, version ]; also on the topic 'versions'
+    refused     // channel: [ val(meta), folder with refused.txt ]; where ext.on_refusal is 'skip'
 }

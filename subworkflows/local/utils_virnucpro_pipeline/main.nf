@@ -1,8 +1,20 @@
 // What the pipeline asks of its user and tells its user. Nothing here knows about viruses.
 
+/** A sample that split refused: fails and is ignored, so that the run goes on, and is no success at its end. */
+process LEFT_OUT {
+    tag "${meta.id}"
+    errorStrategy 'ignore'
+
+    input:
+    tuple val(meta), path(refused)
+
+    exec:
+    throw new IllegalStateException("Sample ${meta.id} was left out.") // error() would end the run
+}
+
 /** The properties of nextflow_schema.json by name, over all its groups. */
 def schemaProperties(schema) {
-    def groups = new groovy.json.JsonSlurper().parse(schema)['$defs']
+    def groups = new groovy.json.JsonSlurper().parseText(schema.getText('UTF-8'))['$defs']
     return groups.values().collectEntries { group -> group.properties }
 }
 
@@ -57,7 +69,7 @@ def checkParameters(params, schema, commandLine) {
 def givenParameters(commandLine) {
     def words = commandLine.replaceAll(/['"]/, '').tokenize(' ')
     def listed = '-params-file' in words ? file(words[words.indexOf('-params-file') + 1]) : null
-    def said = words.findAll { word -> word.startsWith('--') } + (listed?.exists() ? listed.readLines() : [])
+    def said = words.findAll { word -> word.startsWith('--') } + (listed?.exists() ? listed.readLines('UTF-8') : [])
     return said.join(' ').split(/[^\w-]+/).collect { word -> bareName(word) }
 }
 
@@ -68,7 +80,7 @@ def bareName(name) {
 
 /** The text of --help, out of the schema. */
 def helpText(schema) {
-    def groups = new groovy.json.JsonSlurper().parse(schema)['$defs'].values()
+    def groups = new groovy.json.JsonSlurper().parseText(schema.getText('UTF-8'))['$defs'].values()
     def lines = ["Usage: nextflow run main.nf --input contigs.fasta --outdir results [-profile test] [-resume]"]
     groups.each { group ->
         lines << "\n${group.title}"
@@ -81,20 +93,20 @@ def helpText(schema) {
 }
 
 /** The samples that --input names, each [meta, [fasta, ...]], in its order. */
-def readInput(input) {
+def readInput(input, workDir) {
     def sheet = 'a CSV sheet with the columns sample,fasta'
     if (!input) {
         error("--input is missing: give a FASTA file, a quoted glob or ${sheet}.")
     }
-    if (input.toString().endsWith('.csv')) {
-        return readSheet(file(input.toString(), glob: false))
+    if (input.toString() ==~ /(?i).*\.[ct]sv/) {
+        return readSheet(file(input.toString(), glob: false), workDir)
     }
     // What matches no file as a glob may be the name of one: contigs[1].fa
     def found = [file(input.toString())].flatten() ?: [file(input.toString(), glob: false)]
     if (!found[0].exists()) {
         error("--input ${input}: no such file; check the path (a glob needs quotes).")
     }
-    def samples = found.collect { fasta -> [[id: sampleName(fasta)], [fasta]] }
+    def samples = found.collect { fasta -> [[id: sampleName(fasta)], [withPlainName(fasta, workDir)]] }
     samples.groupBy { meta, _fasta -> meta.id }.each { id, same ->
         if (same.size() > 1) {
             error("--input ${input}: ${same.size()} files make a sample '${id}'; name samples in ${sheet}.")
@@ -106,43 +118,98 @@ def readInput(input) {
     return samples
 }
 
-/** The samples of a sheet: rows with one name are files of one sample, paths are relative to the sheet. */
-def readSheet(sheet) {
+/**
+ * The samples of a sheet: rows with one name are files of one sample, paths are relative to the sheet. Cells are
+ * parted by commas, semicolons or tabs; further columns go into the sample's meta, from its first row.
+ */
+def readSheet(sheet, workDir) {
     if (!sheet.exists()) {
         error("--input ${sheet}: no such file; check the path.")
     }
-    def rows = sheet.text.readLines().withIndex(1).findAll { line, _number -> line.trim() }
-    if (!rows || cells(rows[0][0]) != ['sample', 'fasta']) {
-        error("${sheet} line 1: the columns must be sample,fasta; put that header on the first line.")
+    def rows = sheetText(sheet).readLines().withIndex(1).findAll { line, _number -> line.replaceAll(/[,;\t]/, '').trim() }
+    def header = rows ? rows[0][0] : ''
+    def separator = ['\t', ';'].find { mark -> header.contains(mark) && !header.contains(',') } ?: ','
+    def columns = cells(header, separator)
+    if (!columns.containsAll(['sample', 'fasta']) || columns.findAll().size() != columns.findAll().toSet().size() || 'id' in columns) {
+        error("${sheet} line 1: the columns must be sample,fasta, and others, if any, have names of their own and not id; got '${header}'.")
     }
     if (rows.size() == 1) {
         error("${sheet} line 2: no samples; add a line with a sample and its FASTA file.")
     }
     def samples = [:]
     rows.tail().each { line, number ->
-        def row = cells(line)
-        if (row.size() != 2 || !row.every()) {
-            error("${sheet} line ${number}: expected two cells, sample and fasta; got '${line}'.")
+        def row = cells(line, separator)
+        def cell = [columns, row].transpose().collectEntries()
+        if (row.size() < columns.findAll().size() || row.drop(columns.size()).any() || !cell.sample || !cell.fasta) {
+            def wanted = columns.findAll()
+            error("${sheet} line ${number}: expected ${wanted.size() == 2 ? 'two' : wanted.size()} cells, ${wanted.join(' and ')}; got '${line}'.")
         }
-        def (id, path) = row
-        if (!isSampleName(id)) {
+        if (!isSampleName(cell.sample)) {
             def reserved = reservedNames().join(', ')
-            error("${sheet} line ${number}: '${id}' can't name a folder; use letters, digits and ._-, none of ${reserved}.")
+            error("${sheet} line ${number}: '${cell.sample}' can't name a folder; use up to 200 letters, digits and ._-, none of ${reserved}.")
         }
-        // Not through the sheet's path as text: that of a bucket lacks the bucket.
-        def whole = path.startsWith('/') || path.contains('://')
-        def fasta = whole ? file(path, glob: false) : sheet.resolveSibling(path)
+        def fasta = besideSheet(sheet, cell.fasta, number)
         if (!fasta.exists()) {
             error("${sheet} line ${number}: no such file ${fasta.toUriString()}; paths are relative to the sheet.")
         }
-        samples.get(id, []) << fasta
+        def more = cell.findAll { name, _value -> name && !(name in ['sample', 'fasta']) }
+        def (_meta, fastas) = samples.get(cell.sample, [[id: cell.sample] + more, []])
+        if (fasta in fastas) {
+            error("${sheet} line ${number}: sample '${cell.sample}' has ${cell.fasta} already; name every file once.")
+        }
+        fastas << fasta
     }
-    return samples.collect { id, fastas -> [[id: id], fastas] }
+    return samples.values().collect { meta, fastas -> [meta, fastas.collect { fasta -> withPlainName(fasta, workDir) }] }
 }
 
-/** The cells of a line of a sheet. It has plain names and paths: quotes, and Excel's mark of UTF-8, are dropped. */
-def cells(line) {
-    return line.replaceAll('["\\uFEFF]', '').split(',', -1).collect { cell -> cell.trim() }
+/** A sheet is UTF-8, whatever the locale. */
+def sheetText(sheet) {
+    try {
+        return java.nio.charset.StandardCharsets.UTF_8.newDecoder().decode(java.nio.ByteBuffer.wrap(sheet.bytes)).toString()
+    }
+    catch (java.nio.charset.CharacterCodingException _error) {
+        error("${sheet}: is not UTF-8; save it as 'CSV UTF-8', or as plain text.")
+    }
+}
+
+/** A file of a sheet; not through the sheet's path as text, since that of a bucket lacks the bucket. */
+def besideSheet(sheet, path, number) {
+    try {
+        return path.startsWith('/') || path.contains('://') ? file(path, glob: false) : sheet.resolveSibling(path)
+    }
+    catch (java.nio.file.InvalidPathException _error) {
+        error("${sheet} line ${number}: this locale has no such letters as those of '${path}'; export LC_ALL=C.UTF-8.")
+    }
+}
+
+/** The cells of a line of a sheet, without quotes and Excel's mark of UTF-8. */
+def cells(line, separator) {
+    return line.split(separator + '(?=([^"]*"[^"]*")*[^"]*$)', -1).collect { cell -> cell.replaceAll('["\\uFEFF]', '').trim() }
+}
+
+/** Whether Nextflow would hand this path to the shell unquoted. */
+def upsetsShell(path) {
+    return path.scheme == 'file' && path.toAbsolutePath().toString() =~ /[$\p{Cntrl}]/
+}
+
+/**
+ * The file, under another name where Nextflow would hand its own to the shell unquoted: a link, or a copy on another
+ * disk, that is the same at each run.
+ */
+def withPlainName(fasta, workDir) {
+    if (!upsetsShell(fasta)) {
+        return fasta
+    }
+    def plain = workDir.resolve("inputs/${fasta.toString().md5()}/${fasta.name.replaceAll(/[^A-Za-z0-9._-]+/, '_')}")
+    plain.parent.mkdirs()
+    java.nio.file.Files.deleteIfExists(plain)
+    try {
+        java.nio.file.Files.createLink(plain, fasta.toRealPath())
+    }
+    catch (Exception _error) {
+        java.nio.file.Files.copy(fasta, plain, java.nio.file.StandardCopyOption.COPY_ATTRIBUTES)
+    }
+    return plain
 }
 
 /** What stands beside the samples' folders, in the results or in a task. */
@@ -151,7 +218,7 @@ def reservedNames() {
 }
 
 def isSampleName(id) {
-    return id ==~ /[A-Za-z0-9][A-Za-z0-9._-]*/ && !(id in reservedNames())
+    return id ==~ /[A-Za-z0-9][A-Za-z0-9._-]{0,199}/ && !(id in reservedNames())
 }
 
 /** A file's name less what says that it is (compressed) FASTA. */
@@ -162,57 +229,134 @@ def sampleName(fasta) {
         .replaceAll(/[^A-Za-z0-9._-]+/, '_')
 }
 
+/** The folder of the model, where it can be known; refuses one that no task would find. */
+def checkModel(params, workflow) {
+    def shipped = file("${workflow.projectDir}/virnucpro_core/${params.model}", glob: false)
+    // Where tasks see the environment of this process, they find the models that it names.
+    def environment = nextflow.Global.session.config.env?.VIRNUCPRO_MODELS ?: (workflow.containerEngine ? null : System.getenv('VIRNUCPRO_MODELS'))
+    def store = params.models_dir ?: environment
+    if (params.model == 'mini') {
+        return shipped
+    }
+    if (!store) {
+        error(
+            "--model ${params.model}: name the folder of models that has it with --models_dir, or take --model mini, the small one that comes along."
+        )
+    }
+    def folder = file(store.toString(), glob: false)
+    if (params.models_dir && !folder.exists()) {
+        error("--models_dir ${store}: no such folder; check the path.")
+    }
+    if (params.models_dir && upsetsShell(folder)) {
+        error("--models_dir ${store}: Nextflow can't hand such a path to a task; name a link to it without the odd letter.")
+    }
+    if (!folder.resolve("${params.model}/model.json").exists()) {
+        error("--model ${params.model}: is not in ${store}; bring it in with `virnucpro models fetch` or `import`.")
+    }
+    return folder.resolve(params.model)
+}
+
+/** Says before anything runs what this machine lacks for what was asked. */
+def checkMachine(params, workflow, samples, model) {
+    def config = nextflow.Global.session.config
+    def profiles = workflow.profile.tokenize(',')
+    if (java.nio.charset.Charset.defaultCharset() != java.nio.charset.StandardCharsets.UTF_8) {
+        log.warn("Nextflow's Java writes ${java.nio.charset.Charset.defaultCharset()}, which cuts its report: export LC_ALL=C.UTF-8 before it.")
+    }
+    [workflow.workDir, workflow.projectDir].findAll { folder -> upsetsShell(folder) }.each { folder ->
+        error("${folder}: Nextflow can't hand such a path to a task; work from a folder without the odd letter, or name one with -work-dir.")
+    }
+    if (config.conda?.enabled && !file("${workflow.projectDir}/dist/virnucpro-${workflow.manifest.version}-py3-none-any.whl").exists()) {
+        error("-profile conda: its environments install this checkout's package, which is not built: run `make wheel` in ${workflow.projectDir} once.")
+    }
+    if (params.device == 'cpu' && profiles.contains('gpu')) {
+        log.warn("-profile gpu asks for GPUs, and --device cpu leaves them idle: drop one of the two.")
+    }
+    def drivers = ['/proc/driver/nvidia/version', '/dev/nvidiactl', '/dev/dxg'].any { device -> file(device).exists() }
+    if (params.device != 'auto' || drivers || (config.process?.executor ?: 'local') != 'local') {
+        return
+    }
+    def wait = cpuSeconds(samples.collectMany { _meta, fastas -> fastas }, model)
+    if (profiles.contains('gpu') || wait > 3600) {
+        log.warn(
+            "No GPU is seen on this machine, so the CPU embeds${profiles.contains('gpu') ? ', in spite of -profile gpu' : ''}: with ${params.model} that takes ${inWords(wait)}."
+        )
+    }
+}
+
+/**
+ * About how long this machine's cores take to embed these files: 0.2 tokens a base, two operations a token and
+ * parameter of four bytes, 25 billion operations a second and core, as in virnucpro_core/sequences/split.py.
+ */
+def cpuSeconds(fastas, model) {
+    def bases = fastas.sum { fasta -> fasta.size() * (fasta.name ==~ /.*\.(gz|bz2|xz|zst)/ ? 4 : 1) }
+    def bytes = files("${model.toUriString()}/**.{safetensors,bin,pt}").sum { weights -> weights.size() } ?: 0
+    return 0.2 * bases * 2 * bytes / 4 / 2.5e10 / nextflow.util.SysHelper.availCpus
+}
+
+def inWords(seconds) {
+    def span = [days: 86400, hours: 3600, minutes: 60].find { _unit, length -> seconds >= 2 * length }
+    return span ? "about ${Math.round(seconds / span.value)} ${span.key}" : 'less than 2 minutes'
+}
+
+/**
+ * Begins the run's trace, report, timeline and graph. Nextflow itself begins them before anything is checked, so that
+ * those of the last run went with --help, -preview or a mistyped parameter. Where a configuration or the command
+ * line says that one is enabled, or not, that counts.
+ */
+def openRecords(session) {
+    def kinds = [trace: 'TraceFileObserver', report: 'ReportObserver', timeline: 'TimelineObserver', dag: 'GraphObserver']
+    def unsaid = kinds.findAll { scope, _name -> session.config[scope]?.enabled == null }
+    try {
+        unsaid.each { scope, _name -> session.config[scope].enabled = true }
+        def records = new nextflow.trace.DefaultObserverFactory().create(session).findAll { record -> record.class.simpleName in unsaid.values() }
+        records.each { record ->
+            (record instanceof nextflow.trace.TraceObserver ? session.observersV1 : session.observersV2) << record
+            record.onFlowCreate(session)
+        }
+        session.statsEnabled = session.statsEnabled || records.any { record -> record.enableMetrics() }
+    }
+    catch (Exception problem) {
+        log.warn("No ${unsaid.keySet().join(', ')} of this run (${problem.message}): ask for them by -with-trace, -with-report, -with-timeline, -with-dag.")
+    }
+}
+
 /** The last words of a finished run: what was found in each sample that has calls, where it lies, what it took. */
 def summary(called, outdir, stats, duration) {
-    def told = called.collect { id -> [id, file("${outdir}/${id}/summary.json")] }
-        .findAll { _id, json -> json.exists() && json.size() > 0 } // a stub's is empty
-        .collect { id, json ->
-            def contigs = new groovy.json.JsonSlurper().parse(json).contigs
-            "${id}: ${contigs.virus} of ${contigs.total} contigs are viral, ${contigs.no_call} without a call"
-        }
+    def told = called.collect { id -> [id, summaryOf(id, outdir)?.contigs] }
+        .findAll { _id, contigs -> contigs }
+        .collect { id, contigs -> "${id}: ${contigs.virus} of ${contigs.total} contigs are viral, ${contigs.no_call} without a call" }
     def lines = told.size() > 20 ? told.take(20) + ["and ${told.size() - 20} samples more"] : told
-    if (called) {
-        lines << "Calls:  ${outdir}/*/contigs.tsv"
-        lines << "Report: ${outdir}/report/report.html"
-    }
-    else {
-        lines << 'Calls:  none, every sample was left out'
-    }
+    lines << (called ? "Calls:  ${outdir}/*/contigs.tsv" : 'Calls:  none, every sample was left out')
+    lines << "Report: ${outdir}/report/report.html"
     lines << "Tasks:  ${stats.succeededCount} run, ${stats.cachedCount} cached, ${stats.retriesCount} tried again; ${duration}"
     return lines.join('\n')
 }
 
-/**
- * The samples that the run left out, each with the sentence that refused it. The run's trace knows both; where
- * there is none, or one without these columns, they are those without calls.
- */
-def refusals(trace, workDir, missing) {
-    def table = trace?.enabled && trace.file ? file(trace.file.toString()) : null
-    def lines = table?.exists() ? table.readLines().collect { line -> line.tokenize(trace.sep ?: '\t') } : []
-    def told = lines
-        .drop(1)
-        .collect { row -> [lines.head(), row].transpose().collectEntries() }
-        .findAll { row -> row.status == 'FAILED' && row.exit == '2' && row.name ==~ /.*SPLIT \(.*\)/ && row.hash }
-        .collectEntries { row ->
-            def said = files("${workDir.toUriString()}/${row.hash}*/.command.err", hidden: true).collectMany { err -> err.readLines() }
-            [row.name.replaceFirst(/.*\((.*)\)/, '$1'), said ? bare(said.last()) : whereToLook()]
-        }
-    return told ?: missing.collectEntries { sample -> [sample, whereToLook()] }
+/** What a sample's summary.json says; nothing where there is none, or that of a stub. */
+def summaryOf(id, outdir) {
+    def json = file("${outdir}/${id}/summary.json", glob: false)
+    return json.exists() && json.size() > 0 ? new groovy.json.JsonSlurper().parseText(json.getText('UTF-8')) : null
 }
 
-def whereToLook() {
-    return '.command.err in the folder of its split task says why; .nextflow.log names that folder.'
+/** Those of the samples that were embedded on a CPU, in part at least. */
+def onCpu(called, outdir) {
+    return called.findAll { id -> summaryOf(id, outdir)?.embedded_on?.any { on -> on.device == 'CPU' } }.sort()
 }
 
-/** A task's sentence, with the names of files as the user knows them. */
-def bare(sentence) {
-    return sentence.replaceAll('fasta/[0-9]+/', '')
+/** The folders of results that an earlier run left in the same place. */
+def earlierResults(outdir, called) {
+    return file(outdir, glob: false).listFiles()*.toAbsolutePath()
+        .findAll { folder -> !(folder.name in called) && folder.resolve('summary.json').exists() }
+        .collect { folder -> folder.name }
+        .sort()
 }
 
-/** What to tell of a failed run: the sentence with which a task refused, if one did. */
+/** What to tell of a failed run: the sentence with which a task ended, if it had one. */
 def failure(status, message) {
     def said = (message ?: '').readLines().findAll { line -> line.trim() }
-    return status in [2, 3] && said
-        ? bare(said.last())
+    def sentence = said.reverse().find { line -> line.startsWith('virnucpro: ') } ?: (status in [2, 3] && said ? said.last() : null)
+    return sentence
+        ? sentence.replaceAll('fasta/[0-9]+/', '') // names of files as the user knows them
         : 'The run failed; what is done is kept: the same command with -resume goes on from there.'
 }

@@ -11,17 +11,32 @@ process VIRNUCPRO_SPLIT {
     tuple val(meta), path(fasta, stageAs: 'fasta/?/*')
 
     output:
-    tuple val(meta), path('pieces/contigs.parquet')              , emit: contigs
-    tuple val(meta), path('pieces/piece_*.fasta', arity: '1..*') , emit: pieces
+    tuple val(meta), path('pieces/contigs.parquet')              , emit: contigs, optional: true
+    tuple val(meta), path('pieces/piece_*.fasta', arity: '0..*') , emit: pieces
     tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
+    // In the place of the pieces where ext.on_refusal is 'skip': a folder of the sample's name with the reason, for the report.
+    tuple val(meta), path("${prefix}"), emit: refused, optional: true
 
     script:
     def args = task.ext.args ?: ''
+    prefix = task.ext.prefix ?: "${meta.id}"
+    // A refusal (2) that is to stop no other sample is a result: the reason, without the folders of staged files.
     """
-    virnucpro split ${args} ${fasta} -o pieces
+    virnucpro split ${args} ${fasta} -o pieces 2> split.log || code=\$?
+    cat split.log >&2
+    case \${code:-0}${task.ext.on_refusal ?: ''} in
+        0*) ;;
+        2skip)
+            rm -rf pieces
+            mkdir ${prefix}
+            sed -n '\$ s|fasta/[0-9]*/||gp' split.log > ${prefix}/refused.txt
+            ;;
+        *) exit \${code} ;;
+    esac
     """
 
     stub:
+    prefix = task.ext.prefix ?: "${meta.id}"
     """
     mkdir pieces
     touch pieces/contigs.parquet \$(seq -f 'pieces/piece_%05g.fasta' ${task.ext.stub_pieces ?: 1})

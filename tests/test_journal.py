@@ -1,0 +1,155 @@
+"""Rows written in place, their journal, and the threads around the model."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from threading import Event, Timer
+
+import numpy as np
+import pytest
+from sample import Sample
+
+from virnucpro_core.embedding.engine import SHARD, Job, begin, embed_rank, origin_of
+from virnucpro_core.embedding.journal import Finished, row_writer
+from virnucpro_core.embedding.prefetch import side_by_side
+from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
+from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.models.store import Model
+from virnucpro_core.schema import frame_meta
+
+
+@pytest.fixture
+def rows(sample: Sample) -> int:
+    """A shard of so many rows of two values, `s.h5`, that has none of them yet."""
+    table = sample.frames[0]
+    meta = frame_meta(table)
+    create_shard(sample.folder / "s.h5", table, meta.digest, sample.origin, 2)
+    return meta.rows
+
+
+def write(folder: Path, rank: int, *rows: int, add: float = 0.0) -> None:
+    with row_writer(folder / "s.h5", folder / f"rank{rank}.journal", Stages()) as writer:
+        for row in rows:
+            writer.add(np.array([row]), np.array([[row + add, -row]], np.float32))
+
+
+def test_rows_of_several_writers_in_any_order_are_read_in_the_tables(
+    sample: Sample, rows: int
+) -> None:
+    folder = sample.folder
+    write(folder, 1, *range(rows - 1, 2, -2))
+    write(folder, 0, *range(rows - 2, 2, -2))
+    write(folder, 0, 0, 2, 1)
+    finished = Finished(folder, rows)
+    finished.verify(folder / "s.h5")
+    assert finished.done.all()
+    seal(folder / "s.h5", finished.checksum, [])
+    ((_, values),) = EmbeddingFile(folder / "s.h5").parts()
+    assert np.array_equal(values, np.stack([np.arange(rows), -np.arange(rows)], 1))
+
+
+def test_journal_cut_anywhere_vouches_for_whole_records_alone(sample: Sample, rows: int) -> None:
+    """A kill may leave any part of the last record; the next run writes over it."""
+    folder, journal = sample.folder, sample.folder / "rank0.journal"
+    write(folder, 0, 0)
+    one = journal.stat().st_size
+    write(folder, 0, 1)
+    whole = journal.read_bytes()
+    for size in range(one, len(whole)):
+        journal.write_bytes(whole[:size])
+        assert Finished(folder, rows).done.sum() == 1
+        write(folder, 0, 2)
+        assert np.flatnonzero(Finished(folder, rows).done).tolist() == [0, 2]
+
+
+def test_row_that_was_damaged_and_written_again_is_vouched_for_by_its_new_record(
+    sample: Sample, rows: int
+) -> None:
+    """The old one lies in the journal of a process that this run no longer has."""
+    folder = sample.folder
+    write(folder, 1, 0, 1)
+    with (folder / "s.h5").open("rb+") as file:
+        at = file.read().index(np.array([1, -1], "<f4").tobytes())
+        file.seek(at)
+        file.write(b"\1")
+    finished = Finished(folder, rows)
+    finished.verify(folder / "s.h5")
+    assert np.flatnonzero(finished.done).tolist() == [0]
+    write(folder, 0, 1, add=0.5)
+    finished = Finished(folder, rows)
+    finished.verify(folder / "s.h5")
+    assert np.flatnonzero(finished.done).tolist() == [0, 1]
+
+
+def test_journal_of_a_longer_table_is_no_index_error(sample: Sample, rows: int) -> None:
+    write(sample.folder, 0, 0)
+    assert Finished(sample.folder, 0).done.shape == (0,)
+
+
+def test_journal_is_written_after_its_rows_are_on_disk(
+    sample: Sample, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order in which a machine that loses power must not catch them reversed."""
+    calls: list[str] = []
+    real_write, real_sync = os.pwrite, os.fdatasync
+
+    def name(file: int) -> str:
+        return Path(f"/proc/self/fd/{file}").readlink().name
+
+    def pwrite(file: int, data: bytes, at: int) -> int:
+        calls.append(f"write {name(file)}")
+        return real_write(file, data, at)
+
+    def fdatasync(file: int) -> None:
+        calls.append(f"sync {name(file)}")
+        real_sync(file)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    write(sample.folder, 0, 0)
+    assert calls == ["write s.h5", "sync s.h5", "write rank0.journal", "sync rank0.journal"]
+
+
+def test_side_by_side_closed_early_begins_nothing_more() -> None:
+    go, begun = Event(), []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item:
+            go.wait()
+        return item
+
+    results = side_by_side(work, range(100), 2)
+    assert next(results) == 0
+    Timer(0.2, go.set).start()
+    results.close()
+    assert sorted(begun) == [0, 1, 2]
+
+
+def test_embed_cut_short_leaves_no_half_record_of_its_device(
+    edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rerun on fewer devices would read it, and not write it again."""
+    done = begin(tmp_path, edge_frames, frame_meta(edge_frames), origin_of(tiny, "fp32"), tiny.dim)
+
+    def half(path: Path, text: str) -> None:
+        path.write_bytes(text[: len(text) // 2].encode())
+        raise OSError("the machine went down")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="went down"):
+        embed_rank(Job(edge_frames, tiny, "fp32", None, tmp_path, done), "cpu", 0, 1, Event())
+    assert {path.name for path in tmp_path.iterdir()} == {SHARD, "rank0.journal"}
+
+
+def test_flush_waits_for_seconds_or_bytes_not_for_each_batch(
+    sample: Sample, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(np.arange(0, 1000, 0.5).tolist())
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    synced: list[int] = []
+    monkeypatch.setattr("os.fdatasync", synced.append)
+    write(sample.folder, 0, *[0] * 100)
+    assert 2 * 8 < len(synced) < 2 * 30

@@ -1,0 +1,75 @@
+"""What a folder holds already: its results, whose they are, and the scores to call again from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine
+from virnucpro_core.inputs import Input, same
+from virnucpro_core.results.calls import Float32Array
+from virnucpro_core.schema import FRAMES, frame_batches
+
+MADE = b"virnucpro.made"
+"""Key in the footer of a scored frames.parquet: JSON of `Scores.made`."""
+
+
+class Scores(NamedTuple):
+    """Scores of frames, in the inventory's order, and all that they were made with.
+
+    batches: rows of `schema.FRAMES` with scores float32 (N, 2) of (other, virus). made: the fields
+    of `shards.Origin`, with the weights of the classifier too, and `embedded_on`.
+    """
+
+    batches: Iterator[tuple[pa.RecordBatch, Float32Array]]
+    made: dict[str, Any]
+
+
+def read_summary(out: Path) -> dict[str, Any] | None:
+    """The summary.json of results in a folder; None without one, empty when it is none of ours."""
+    path = out / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        blame_machine(error, path)
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def refuse_other(out: Path, given: Input, *, force: bool) -> None:
+    """InputError where a folder holds results of another input, unless force is set."""
+    summary = read_summary(out)
+    if summary is not None and not force and not same(summary.get("input"), given):
+        raise InputError(
+            f"{out}: holds results of another input; give another folder, or --force to replace "
+            "them."
+        )
+
+
+def kept_scores(out: Path) -> Scores:
+    """The scores in the frames.parquet of results; InputError when there are none or not whole."""
+    path = out / "frames.parquet"
+    try:
+        footer = pq.read_metadata(path).metadata or {}
+        made = json.loads(footer[MADE])
+    except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
+        blame_machine(error, path)
+        raise InputError(f"{path}: keeps no scores of this version; embed again.") from None
+
+    def batches() -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
+        for batch in frame_batches(path, [*FRAMES.names, "score_other", "score_virus"], rows=4096):
+            scores = np.column_stack([batch["score_other"], batch["score_virus"]])
+            if scores.dtype != np.float32 or not np.isfinite(scores).all():
+                raise InputError(f"{path}: holds a score that is not finite; embed again.")
+            yield batch.select(FRAMES.names), scores
+
+    return Scores(batches(), made)

@@ -15,6 +15,7 @@ import torch
 from hub import COMMIT, Hub, served
 from safetensors.torch import load_file
 from test_cli import assert_refused, virnucpro
+from test_full_disk import room
 from tiny import save_esm2
 
 from virnucpro_core.models.classifier import MLPClassifier
@@ -213,6 +214,18 @@ def test_fetch_from_a_hub_that_lacks_a_part_exits_3(
             hub.server.socket.close()
     assert_refused(fetch(*options), 3, pattern)
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_fetch_onto_a_full_disk_exits_1_and_is_finished_with_room(
+    hub: Hub, fetch: Fetch, tmp_path: Path, size: int
+) -> None:
+    with room(size):
+        run = fetch("--classifier", f"{hub.url}/500_model.pth")
+    assert_refused(run, 1, "File too large; nothing finished is lost, mend that and run")
+    assert not list((tmp_path / "models").glob("*/model.json"))
+    run = fetch("--classifier", f"{hub.url}/500_model.pth")
+    assert run.returncode == 0, run.stderr
 
 
 def test_fetch_without_classifier_says_where_to_get_it(hub: Hub, fetch: Fetch) -> None:

@@ -146,6 +146,31 @@ def test_device_that_is_not_there_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "embed absent.parquet -o OUT --model mini",
+        "embed FRAMES -o OUT --model maxi",
+        "embed FRAMES -o OUT --model mini --precision fp8",
+        "predict absent.fa -o OUT --model mini",
+        "predict PROTEIN -o OUT --model mini",
+        "predict https://example.org/a.fa -o OUT --model mini",
+    ],
+)
+def test_bad_arguments_are_refused_before_a_gpu_is_waited_for(
+    words: str, run: Run, edge_frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leased(*_: object) -> None:
+        raise AssertionError("waits for a GPU")
+
+    monkeypatch.setattr("virnucpro_core.embedding.devices.leased", leased)
+    monkeypatch.setattr("virnucpro_core.one_process.leased", leased)
+    (tmp_path / "protein.fa").write_text(">p\nMKLVEEL\n")
+    names = {"FRAMES": edge_frames, "PROTEIN": tmp_path / "protein.fa", "OUT": tmp_path / "out"}
+    assert run(*(names.get(word, word) for word in words.split()))[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
 @sees("predict", "--output", "--model", "--models-dir", "--precision", "--min-viral-fraction")
 @sees("predict", "--force")
 def test_predict_options(

@@ -123,15 +123,23 @@ def embed(
     ] = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
-    from virnucpro_core.embedding.devices import leased
+    from virnucpro_core.embedding.devices import leased, parse_devices
     from virnucpro_core.embedding.engine import embed
     from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.models.validations import require
+    from virnucpro_core.schema import frame_meta
 
+    # what can be refused is refused before a GPU is waited for
+    chosen = resolve_model(model, models_dir)
+    seen = parse_devices(devices)
+    if precision is not None:
+        require(chosen, precision, seen, force=force)
+    frame_meta(frames)
     with leased(devices, gpus) as places:
         embed(
             frames,
             output,
-            resolve_model(model, models_dir),
+            chosen,
             devices=places,
             precision=precision,
             force=force,

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import blame_machine, blamed
 from virnucpro_core.models.checkpoints import read_weight_map
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.encoder import WEIGHT_FILES
@@ -75,7 +76,8 @@ def _local_classifier(source: str, folder: Path) -> Path:
         raise ModelError(
             f"{source}: {_why(error)}; get it by other means and give --classifier its path."
         ) from None
-    path.write_bytes(answer.content)
+    with blamed(path):
+        path.write_bytes(answer.content)
     return path
 
 
@@ -116,6 +118,7 @@ def fetch_model(
             try:
                 commit = _link_encoder(staged / part, repo, revision, files)
             except (httpx2.HTTPError, OSError, RuntimeError) as error:
+                blame_machine(error, staged)
                 raise ModelError(
                     f"{HfApi().endpoint}/{repo}, revision {revision}: {_why(error)}; run the "
                     "command again, name another hub in HF_ENDPOINT, or get the files elsewhere "

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from sample import Sample
 from test_cli import assert_refused, virnucpro
+from test_full_disk import room
 from tiny import write_tiny_model
 
 import virnucpro_core as vnp
 from virnucpro_core import one_process
-from virnucpro_core.errors import BusyError, StoppedError
+from virnucpro_core.errors import BusyError, MachineError, StoppedError
 from virnucpro_core.files import locked
 from virnucpro_core.models.store import Model
+from virnucpro_core.results.tables import RESULTS
 from virnucpro_core.sequences.split import split
 
 ANOTHER = "holds results of another input; give another folder, or --force"
@@ -87,8 +89,21 @@ def test_predict_with_another_fraction_calls_again_as_a_run_from_the_beginning_w
     fresh = tmp_path / "fresh"
     table = vnp.predict(fasta, "tiny", models_dir=models_dir, output=fresh, min_viral_fraction=0.01)
     assert again.equals(table)
-    for name, (_, found) in content(out).items():
-        assert found == content(fresh)[name][1], name
+    for name in RESULTS[:-1]:
+        assert (out / name).read_bytes() == (fresh / name).read_bytes(), name
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, fresh)]
+    assert len({json.dumps({**about, "embedded_on": None}) for about in summaries}) == 1
+
+
+def test_predict_with_another_fraction_on_a_full_disk_keeps_what_was_finished(
+    out: Path, fasta: Path, models_dir: Path
+) -> None:
+    before = content(out)
+    for size in (0, 3_000, *(len(found) - 1 for _, found in before.values() if len(found) > 3_000)):
+        with room(size), pytest.raises(MachineError, match="File too large"):
+            vnp.predict(fasta, "tiny", models_dir=models_dir, output=out, min_viral_fraction=0.01)
+        left = content(out)
+        assert {name for name in before if left.get(name) != before[name]} <= {"report.html"}, size
 
 
 @pytest.mark.usefixtures("no_embedding")
@@ -139,6 +154,11 @@ def test_predict_where_another_input_was_stopped_touches_nothing_without_force(
     monkeypatch.undo()
     before = content(out)
     assert ".work/shard.h5" in before
+    with room(10), pytest.raises(MachineError):
+        vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
+    assert content(out)[".work/shard.h5"] == before[".work/shard.h5"]
+    split([fasta], out / ".work")
+    before = content(out)
     with pytest.raises(vnp.InputError, match="holds a stopped run's work on another input"):
         vnp.predict(other, "tiny", models_dir=models_dir, output=out)
     assert content(out) == before

@@ -28,7 +28,8 @@ from pathlib import Path
 marker = sys.argv.pop(1)
 def fsync(file):
     Path(marker).touch()
-    time.sleep(60)
+    for _ in range(600):  # a signal may be given to another thread, which ends no sleep
+        time.sleep(0.1)
 os.fsync = fsync
 from virnucpro_core.cli import main
 main()

@@ -36,6 +36,7 @@ from virnucpro_core.sequences.translate import translate
 logger = logging.getLogger("virnucpro.predict")
 
 WORK = ".work"
+SHARD = "shard.h5"
 REPORT = "report.html"
 _ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
 """What a sample's name, made of its file's, goes without."""
@@ -102,7 +103,7 @@ def predict(
                 table = call(scores, work / "contigs.parquet", out, given, **settings)
             else:
                 frames, shard, embeddings = (
-                    work / name for name in ("frames.parquet", "shard.h5", "embeddings.h5")
+                    work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
                 translate(split(paths, work, given=given, force=True), frames, chosen.window)
                 with leased(devices) as places:
@@ -139,13 +140,14 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
                 "--force to start over."
             )
         refuse_other(out, given, force=force)
-        try:
-            yield work
-        except (InputError, ModelError):
-            if new:
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
+        with made(work):
+            try:
+                yield work
+            except (InputError, ModelError):
+                if new and not (work / SHARD).exists():  # what was embedded is dear
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Scores | None:
@@ -159,7 +161,7 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Score
     packed = packing_enabled()
     precision = precision or str(summary.get("precision"))
     origin = Origin(model.name, model.encoder_weights, model.window, precision, packed)
-    wanted = {**made_with(origin, model, ()), "embedded_on": summary.get("embedded_on")}
+    wanted = made_with(origin, model)
     if any(summary.get(key) != value for key, value in wanted.items()):
         return None
     try:

@@ -23,6 +23,7 @@ from virnucpro_core.cli.options import (
     ShardBp,
 )
 from virnucpro_core.errors import InputError
+from virnucpro_core.files import keep_apart
 
 app = typer.Typer()
 
@@ -130,8 +131,9 @@ def embed(
     from virnucpro_core.schema import frame_meta
 
     # what can be refused is refused before a GPU is waited for
-    chosen = resolve_model(model, models_dir)
     seen = parse_devices(devices)
+    keep_apart(output, [frames])
+    chosen = resolve_model(model, models_dir)
     if precision is not None:
         require(chosen, precision, seen, force=force)
     frame_meta(frames)

@@ -6,18 +6,17 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer
 from test_cli import OUT
 
 from virnucpro_core import __version__, cli
-from virnucpro_core.models.store import Model
 
 Test = TypeVar("Test", bound=Callable[..., None])
 Run = Callable[..., tuple[int, str, str]]
@@ -45,6 +44,7 @@ def _commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_every_option_of_every_command_has_its_test() -> None:
+    import_module("test_options_measure")
     options = {
         f"{name} {option.opts[0]}".strip()
         for name, command in _commands(typer.main.get_command(cli.app))
@@ -56,50 +56,6 @@ def test_every_option_of_every_command_has_its_test() -> None:
     for where in ELSEWHERE.values():
         file, test = where.split("::")
         assert f"def {test}" in (Path(__file__).parent / file).read_text()
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run a command in this process: its exit code, stdout and stderr."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], logging.getLogger("virnucpro").level
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    yield run
-    root.handlers[:] = handlers
-    logging.getLogger("virnucpro").setLevel(level)
-
-
-@pytest.fixture
-def ask(run: Run) -> Callable[..., str]:
-    """Run a command that succeeds: its stdout and stderr."""
-
-    def ask(*arguments: object) -> str:
-        code, out, err = run(*arguments)
-        assert code == 0, err
-        return out + err
-
-    return ask
-
-
-@pytest.fixture
-def model(models_dir: Path) -> list[object]:
-    return ["--model", "tiny", "--models-dir", models_dir]
-
-
-@pytest.fixture(scope="session")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three contigs of one window each, which the embedders are quick with."""
-    rng = np.random.default_rng(3)
-    path = tmp_path_factory.mktemp("three") / "three.fa"
-    texts = ("".join(rng.choice(["AC", "CA", "GC", "CC"], 150)) for _ in range(3))
-    path.write_text("".join(f">c{n}\n{text}\n" for n, text in enumerate(texts)))
-    return path
 
 
 def summary(out: Path) -> dict[str, Any]:
@@ -297,104 +253,3 @@ def test_classify_and_report_options(
     ask(*words, "--force")
     ask("report", out, "--output", tmp_path / "r.html")
     assert "<html" in (tmp_path / "r.html").read_text()
-
-
-@sees("validate", "--model", "--models-dir", "--precision", "--against", "--sample", "--json")
-@sees("validate", "--min-agreement", "--min-cosine")
-def test_validate_options(
-    ask: Callable[..., str], run: Run, model: list[object], edge_frames: Path, tmp_path: Path
-) -> None:
-    words = ["validate", edge_frames, *model, "--precision", "bf16", "--sample", 7]
-    words += ["--json", tmp_path / "v.json"]
-    ask(*words, "--against", "fp16", "--min-agreement", "0.5", "--min-cosine", "0.25")
-    record = json.loads((tmp_path / "v.json").read_text())
-    assert [record[key] for key in ("model", "precision", "against", "frames")] == [
-        *("tiny", "bf16", "fp16", 7)
-    ]
-    assert record["bars"] == {"agreement": 0.5, "cosine": 0.25}
-    assert run(*words, "--min-cosine", "1")[0] == 1
-
-
-@sees("profile", "--model", "--models-dir", "--precision", "--json")
-def test_profile_options(
-    ask: Callable[..., str], model: list[object], three: Path, tmp_path: Path
-) -> None:
-    ask("translate", three, "-o", tmp_path / "f.parquet", *model)
-    words = ["profile", tmp_path / "f.parquet", *model, "--precision", "bf16"]
-    said = ask(*words, "--json", tmp_path / "p.json")
-    assert "tokenise" in said
-    assert json.loads((tmp_path / "p.json").read_text())["precision"] == "bf16"
-
-
-@sees("benchmark", "--section", "--output")
-def test_benchmark_options(ask: Callable[..., str], tmp_path: Path) -> None:
-    ask("benchmark", "--section", "dnabert_s", "--output", tmp_path / "b", "--device", "cpu")
-    record = json.loads((tmp_path / "b/benchmark.json").read_text())
-    assert record["lines"]
-    assert {"DNABERT-S bf16: model", "DNABERT-S: share of both encoders' time"} <= {
-        line["name"] for line in record["lines"]
-    }
-    assert not any(line["name"].startswith("ESM-2") for line in record["lines"])
-
-
-@sees("train", "--virus", "--other", "--unlabelled", "--output", "--window", "--seed", "--force")
-def test_train_options(
-    ask: Callable[..., str],
-    run: Run,
-    three: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Training takes hours, so it is told here what it would be given; test_train.py trains."""
-    asked: dict[str, Any] = {}
-
-    def train(virus: object, other: object, out: object, **options: object) -> dict[str, Any]:
-        asked.update(virus=virus, other=other, out=out, **options)
-        return {"test": {}}
-
-    monkeypatch.setattr("virnucpro_core.train.train", train)
-    out = tmp_path / "models/own"
-    words: list[object] = ["train", "--virus", three, "--other", "o.fa", "--unlabelled", "u.fa"]
-    words += ["--window", 300, "--seed", 5, "--output", out]
-    ask(*words)
-    assert asked["virus"] == [three]
-    assert (asked["other"], asked["unlabelled"]) == ([Path("o.fa")], [Path("u.fa")])
-    assert (asked["out"], asked["window"], asked["seed"]) == (out, 300, 5)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "model.json").write_text("{}")
-    code, _, err = run(*words)
-    assert code == 2
-    assert "holds a model already" in err
-    ask(*words, "--force")
-
-
-@sees("evaluate", "--virus", "--other", "--model", "--models-dir", "--test-part")
-def test_evaluate_options(
-    ask: Callable[..., str], model: list[object], three: Path, tmp_path: Path
-) -> None:
-    bases = three.read_text().splitlines()[1]
-    paths = [tmp_path / "virus.fa", tmp_path / "other.fa"]
-    for path, count in zip(paths, (12, 15), strict=True):
-        path.write_text("".join(f">{path.stem}{n}\n{bases}\n" for n in range(count)))
-    words = ["evaluate", "--virus", paths[0], "--other", paths[1], *model]
-    whole = json.loads(ask(*words))["contigs"]
-    assert (whole["number"], whole["viral"]) == (27, 12)
-    assert json.loads(ask(*words, "--test-part"))["contigs"]["number"] < 27
-
-
-@sees("models import", "--dnabert-s", "--esm2", "--classifier", "--models-dir", "--window")
-@sees("models list", "--models-dir")
-@sees("models verify", "--models-dir")
-def test_models_options(ask: Callable[..., str], run: Run, tiny: Model, tmp_path: Path) -> None:
-    store = ["--models-dir", tmp_path]
-    parts = {"--dnabert-s": tiny.nucleotide, "--esm2": tiny.protein}
-    words: list[object] = [word for part in parts.items() for word in part]
-    words += ["--classifier", tiny.classifier, "--window", 77]
-    ask("models", "import", "own", *words, *store)
-    about = json.loads((tmp_path / "own/model.json").read_text())
-    assert about["window"] == 77
-    assert about["weights"] == tiny.weights
-    assert "own" in ask("models", "list", *store)
-    ask("models", "verify", "own", *store)
-    (tmp_path / "own/esm2/config.json").write_text("{}")
-    assert run("models", "verify", "own", *store)[0] == 3

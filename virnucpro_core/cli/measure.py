@@ -14,6 +14,7 @@ from virnucpro_core.cli.options import (
     Device,
     ModelName,
     ModelsDir,
+    MoreFasta,
     OtherFasta,
     Output,
     Precision,
@@ -129,9 +130,7 @@ def train(
     virus: VirusFasta,
     other: OtherFasta,
     output: Output,
-    unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="FASTA to learn sequences from, not classes.")
-    ] = None,
+    unlabelled: MoreFasta = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = "auto",

@@ -7,13 +7,25 @@ from typing import Annotated, Literal
 
 import typer
 
+from virnucpro_core.inputs import check_local
+
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 """Number format of the encoders' weights and activations. Plain text: an Enum is no str to HDF5."""
 
 DeviceClass = Literal["cpu", "t4", "v100", "a100", "l40s", "h100", "h200"]
 """What `embed` will run on."""
 
-Fasta = Annotated[list[Path], typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.")]
+
+def _files(paths: list[Path] | Path | None) -> list[Path] | Path | None:
+    check_local(paths if isinstance(paths, list) else [paths] if paths else [])
+    return paths
+
+
+Fasta = Annotated[
+    list[Path],
+    typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.", callback=_files),
+]
+OneFasta = Annotated[Path, typer.Argument(help="FASTA of contigs.", callback=_files)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 ModelName = Annotated[str, typer.Option("--model", help="mini, virnucpro-300 or virnucpro-500.")]
 ModelsDir = Annotated[
@@ -59,5 +71,13 @@ MinViralFraction = Annotated[
 ]
 
 
-VirusFasta = Annotated[list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.")]
-OtherFasta = Annotated[list[Path], typer.Option("--other", help="Other FASTA; may be repeated.")]
+VirusFasta = Annotated[
+    list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.", callback=_files)
+]
+OtherFasta = Annotated[
+    list[Path], typer.Option("--other", help="Other FASTA; may be repeated.", callback=_files)
+]
+MoreFasta = Annotated[
+    list[Path] | None,
+    typer.Option(help="FASTA to learn sequences from, not classes.", callback=_files),
+]

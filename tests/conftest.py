@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sample import FASTA, Sample, viral
 from tiny import WINDOW, write_tiny_model
 
+from virnucpro_core import cli
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.sequences.translate import translate
@@ -75,4 +79,48 @@ def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFacto
     """The embeddings of `edge_frames` with `tiny`."""
     path = tmp_path_factory.mktemp("shard") / "shard.h5"
     embed(edge_frames, path, tiny, devices=[torch.device("cpu")])
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a command in this process: its exit code, stdout and stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], logging.getLogger("virnucpro").level
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    yield run
+    root.handlers[:] = handlers
+    logging.getLogger("virnucpro").setLevel(level)
+
+
+@pytest.fixture
+def ask(run: Callable[..., tuple[int, str, str]]) -> Callable[..., str]:
+    """Run a command that succeeds: its stdout and stderr."""
+
+    def ask(*arguments: object) -> str:
+        code, out, err = run(*arguments)
+        assert code == 0, err
+        return out + err
+
+    return ask
+
+
+@pytest.fixture
+def model(models_dir: Path) -> list[object]:
+    return ["--model", "tiny", "--models-dir", models_dir]
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three contigs of one window each, which the embedders are quick with."""
+    rng = np.random.default_rng(3)
+    path = tmp_path_factory.mktemp("three") / "three.fa"
+    texts = ("".join(rng.choice(["AC", "CA", "GC", "CC"], 150)) for _ in range(3))
+    path.write_text("".join(f">c{n}\n{text}\n" for n, text in enumerate(texts)))
     return path

@@ -93,6 +93,16 @@ def test_a_tensor_that_lies_about_its_storage_is_refused(
         read_state_dict(path)
 
 
+def test_a_tensor_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.pth", tensor_pickle(), SIX)
+    whole = path.read_bytes()
+    at = whole.index(SIX["0"])
+    for byte in range(at, at + len(SIX["0"])):
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1]) + whole[byte + 1 :])
+        with pytest.raises(ModelError, match="is damaged in storage 0"):
+            read_state_dict(path)
+
+
 def test_a_persistent_id_that_is_no_storage_is_refused(tmp_path: Path) -> None:
     for pickled in (b"\x80\x02}Q.", b"\x80\x02" + text("storage") + b"Q.", b"\x80\x02)Q."):
         with pytest.raises(ModelError, match="storage"):

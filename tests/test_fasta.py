@@ -74,6 +74,9 @@ def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
         (b"\n\n@read1\nACGT\n+\nIIII\n", "line 3", "looks like FASTQ"),
         (b">a\nACGT\n>b\nACG\nMKLEV\n", "line 5", "looks like protein"),
         (b">a\nACGU\n", "line 2", "RNA"),
+        (b">a\nACGT\nAXXX\nacgn\n", "line 3", "'X' is no nucleotide; write N for a masked base"),
+        (b">a\nxxxx\n", "line 2", "write N for a masked base"),
+        (b">a\nMKVSDRHXXNA\n", "line 2", "looks like protein"),
         (b">a\nAC1T\n", "line 2", "'1' is no nucleotide"),
         (b">a\nAC\n>b\nAC\n>a\nGT\n", "line 5", "appears twice"),
         (b">a\nAC\n>\nGT\n", "line 3", "no id"),
@@ -98,6 +101,17 @@ def test_read_fasta_bad_file_is_refused_with_file_line_and_remedy(
     assert says in sentence
     assert ";" in sentence, "a remedy"
     assert sentence.endswith(".")
+
+
+def test_read_fasta_contig_too_long_for_a_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnucpro_core.sequences.fasta.MAX_BASES", 8)
+    (tmp_path / "in.fa").write_text(">a\nACGTACGT\n>b\nACGT\nACGTA\n")
+    with pytest.raises(
+        InputError, match=r"in\.fa, line 3: a contig of 9 bases, .* cut it in two\."
+    ):
+        list(read_fasta([tmp_path / "in.fa"]))
 
 
 def test_read_fasta_ids_of_several_files_are_made_unique_by_the_files_number(

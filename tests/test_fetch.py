@@ -15,6 +15,7 @@ import torch
 from hub import COMMIT, Hub, served
 from safetensors.torch import load_file
 from test_cli import assert_refused, virnucpro
+from test_full_disk import room
 from tiny import save_esm2
 
 from virnucpro_core.models.classifier import MLPClassifier
@@ -68,13 +69,14 @@ def save_bin(folder: Path, name: str = "pytorch_model.bin") -> None:
 def test_fetch_published_model_verifies_and_predicts_as_its_source(
     hub: Hub, fetch: Fetch, edge: Path, tmp_path: Path
 ) -> None:
-    run = fetch("--classifier", f"{hub.url}/500_model.pth")
+    run = fetch("--classifier", f"{hub.url}/500_model.pth", "--models-dir", tmp_path / "own")
     assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "models").exists(), "the option goes before $VIRNUCPRO_MODELS"
     assert "virnucpro-500: windows of 500" in run.stdout
-    models = ["--models-dir", tmp_path / "models"]
+    models = ["--models-dir", tmp_path / "own"]
     run = virnucpro("models", "verify", "virnucpro-500", *models)
     assert "6 files are as recorded" in run.stdout, run.stderr
-    about = json.loads((tmp_path / "models/virnucpro-500/model.json").read_text())
+    about = json.loads((tmp_path / "own/virnucpro-500/model.json").read_text())
     assert about["source"] == {
         "dnabert_s": f"{DNABERT_S}@{COMMIT}",
         "esm2": f"{ESM2}@{COMMIT}",
@@ -186,7 +188,8 @@ def test_fetch_of_other_bytes_than_published_exits_3_until_they_are_deleted(
     [
         ("absent", f"{ESM2}, revision main: there is no such repository, revision or file; run"),
         ("gated", f"{ESM2}, revision main: is gated .*HF_TOKEN.*; run"),
-        ("revision", f"{ESM2}, revision v9: there is no such repository, revision or file; run"),
+        ("--esm2-revision", f"{ESM2}, revision v9: there is no such repository, revision or"),
+        ("--dnabert-s-revision", f"{DNABERT_S}, revision v9: there is no such repository, revi"),
         ("no tokenizer", f"{DNABERT_S}, revision main: there is no such .* or file; run"),
         ("no weights", f"{ESM2}, commit {COMMIT}: has no weights; name another revision"),
         ("down", f"{DNABERT_S}, revision main: cannot be fetched .*; run.*HF_ENDPOINT.*import"),
@@ -201,8 +204,8 @@ def test_fetch_from_a_hub_that_lacks_a_part_exits_3(
             shutil.rmtree(hub.root / ESM2)
         case "gated":
             hub.gated.add(ESM2)
-        case "revision":
-            options += ["--esm2-revision", "v9"]
+        case "--esm2-revision" | "--dnabert-s-revision":
+            options += [case, "v9"]
         case "no tokenizer":
             (hub.root / DNABERT_S / "tokenizer.json").unlink()
         case "no weights":
@@ -211,6 +214,18 @@ def test_fetch_from_a_hub_that_lacks_a_part_exits_3(
             hub.server.socket.close()
     assert_refused(fetch(*options), 3, pattern)
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_fetch_onto_a_full_disk_exits_1_and_is_finished_with_room(
+    hub: Hub, fetch: Fetch, tmp_path: Path, size: int
+) -> None:
+    with room(size):
+        run = fetch("--classifier", f"{hub.url}/500_model.pth")
+    assert_refused(run, 1, "File too large; nothing finished is lost, mend that and run")
+    assert not list((tmp_path / "models").glob("*/model.json"))
+    run = fetch("--classifier", f"{hub.url}/500_model.pth")
+    assert run.returncode == 0, run.stderr
 
 
 def test_fetch_without_classifier_says_where_to_get_it(hub: Hub, fetch: Fetch) -> None:

@@ -115,9 +115,11 @@ def _random_contigs(letters: str, seed: int) -> list[Contig]:
 
 @pytest.mark.parametrize("letters", ["ACGT", "ACGTacgtN", "GCC" * 20 + "N", "ACGTRYKMSWBDHVN-"])
 @pytest.mark.parametrize("window", [30, 101])
+@pytest.mark.parametrize("bases", [1, 200, 2_000_000])
 def test_stop_free_frames_random_contigs_equal_a_plain_reading_of_the_rules(
-    letters: str, window: int
+    letters: str, window: int, bases: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("virnucpro_core.sequences.frames.BATCH_BASES", bases)  # of a part: twice
     contigs = _random_contigs(letters, seed=window)
     expected = [row for contig in contigs for row in _plain_frames(contig, window)]
     table = stop_free_frames(contigs, window)

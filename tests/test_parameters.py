@@ -44,7 +44,7 @@ def effect_of(*parameters: str) -> Callable[[Test], Test]:
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
         (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
         (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
-        (["--models_dir", "gone", "--model", "other"], "--models_dir gone: no such folder"),
+        (["--models_dir", "gone"], "--models_dir gone: no such folder"),
         (["--models_dir", ".", "--model", "other"], "--model other: is not in .; bring it in with"),
         (["--model", "virnucpro-500"], "--model virnucpro-500: name the folder of models that has"),
         (["--model", "a b"], "--model a b: this does not fit. Model: virnucpro-500, virnucpro-300"),

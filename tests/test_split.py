@@ -1,13 +1,18 @@
-"""How large a piece is, where nobody says so."""
+"""How large a piece is, where nobody says so, and what memory one needs."""
 
 from __future__ import annotations
 
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from virnucpro_core.sequences.split import auto_shard_bp
+from virnucpro_core.schema import inventory_batches
+from virnucpro_core.sequences.split import auto_shard_bp, split
 
 
 def file_of(folder: Path, name: str, size: float) -> Path:
@@ -25,6 +30,53 @@ def file_of(folder: Path, name: str, size: float) -> Path:
 def test_auto_shard_bp_by_size(size: float, bases: float, tmp_path: Path) -> None:
     fasta = file_of(tmp_path, "in.fa", size)
     assert auto_shard_bp([fasta], "virnucpro-500", "a100") == pytest.approx(bases, rel=0.01)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from virnucpro_core.schema import inventory_batches
+from virnucpro_core.sequences.split import split
+from virnucpro_core.sequences.translate import translate
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+fasta, out = map(Path, sys.argv[1:])
+translate([Path(sys.argv[1] + ".small")], out / "small.parquet", 500)
+split([Path(sys.argv[1] + ".small")], out / "small", 10**9)
+before = peak()
+pieces = split([fasta], out / "split", 10**9)
+translate(pieces, out / "frames.parquet", 500)
+for batch in inventory_batches(out / "split/contigs.parquet"):
+    pass
+print(len(pieces), peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("contigs", "size", "most"), [(160, 500_000, 0.5), (1, 80_000_000, 4)])
+def test_split_and_translate_memory_does_not_grow_with_a_piece(
+    contigs: int, size: int, most: float, tmp_path: Path
+) -> None:
+    bases = random.Random(0).randbytes(size).translate(b"ACGT" * 64)
+    for name, number in (("in.fa", contigs), ("in.fa.small", 1)):
+        with (tmp_path / name).open("wb") as handle:
+            for n in range(number):
+                handle.write(b">c%d\n%s\n" % (n, bases if name == "in.fa" else bases[:2_000_000]))
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "in.fa"), str(tmp_path)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    pieces, grown = map(int, said.split())
+    assert pieces == 1
+    assert grown < most * contigs * size, f"{grown / 1e6:.0f} MB"
+
+
+def test_split_row_groups_of_the_inventory_are_bound_by_bases(tmp_path: Path) -> None:
+    (tmp_path / "in.fa").write_text("".join(f">c{n}\n{'ACGT' * 250_000}\n" for n in range(7)))
+    pieces = split([tmp_path / "in.fa"], tmp_path / "split", 5_000_000)
+    inventory = tmp_path / "split/contigs.parquet"
+    assert [batch.num_rows for batch in inventory_batches(inventory)] == [2, 2, 1, 2]
+    assert pq.read_table(inventory)["piece"].to_pylist() == [1] * 5 + [2] * 2
+    assert [path.read_text().count(">") for path in pieces] == [5, 2]
 
 
 def test_auto_shard_bp_takes_compressed_files_four_times(tmp_path: Path) -> None:

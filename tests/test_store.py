@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny_model
 
-from virnucpro_core.errors import InputError
+from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.store import Model, import_model, resolve_model, verify
 
 
@@ -20,6 +21,18 @@ def bring_in(model: Model, root: Path, name: str = "mine", esm2: Path | None = N
         models_dir=root,
         window=60,
     )
+
+
+def test_resolve_model_any_small_file_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path)
+    for file in model.weights:
+        path = model.folder / file
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 4]))
+        with pytest.raises(ModelError, match=rf"{file}: has sha256 .*, not .*; import tiny again"):
+            resolve_model("tiny", tmp_path)
+        path.write_bytes(whole)
+    assert resolve_model("tiny", tmp_path) == model
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../b", "a b"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from virnucpro_core.models.classifier import load_classifier
     from virnucpro_core.models.dnabert_s import load_dnabert_s
     from virnucpro_core.models.esm2 import load_esm2
-    from virnucpro_core.predict import predict
+    from virnucpro_core.one_process import predict
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _LAZY = {
     "load_classifier": "virnucpro_core.models.classifier",
     "load_dnabert_s": "virnucpro_core.models.dnabert_s",
     "load_esm2": "virnucpro_core.models.esm2",
-    "predict": "virnucpro_core.predict",
+    "predict": "virnucpro_core.one_process",
 }
 
 

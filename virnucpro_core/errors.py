@@ -46,7 +46,8 @@ class StoppedError(VirNucProError):
 
 _NO_MEMORY = re.compile(
     r"can.?t allocate memory|cannot allocate|not enough memory|bad_alloc|can't start new thread"
-    r"|failed to map segment|memory allocation failed|unable to allocate|pthread_create failed",
+    r"|failed to map segment|memory allocation failed|unable to allocate|pthread_create failed"
+    r"|launch worker thread",
     re.IGNORECASE,
 )
 """What torch, HDF5, Arrow, safetensors, the C++ library and the loader say of it."""

@@ -120,6 +120,8 @@ def profile(frames: Path, model: Model, device: torch.device, precision: str) ->
             file_to_file = time.perf_counter() - start  # the profiler's own end takes seconds
     tokens = int(lengths.sum())
     return {
+        "device": str(device),
+        "precision": precision,
         "frames": meta.rows,
         "tokens": {
             "protein": tokens,

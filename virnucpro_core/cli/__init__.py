@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -91,15 +91,15 @@ def _verdict(error: BaseException) -> tuple[str, int] | None:
         path = error.filename2 or error.filename  # the second is the one that was asked for
         if error.errno in _IN_THE_WAY:
             return f"{path}: {error.strerror}; give another path.", InputError.exit_code
-        return f"{path}: {error.strerror}; {_AGAIN}." if path else str(error), 1
+        return f"{path or 'the output'}: {error.strerror or error}; {_AGAIN}.", 1
     return None
 
 
-def _run() -> int:
-    """Run the command that was given; its exit code."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, that of the process by default; its exit code. A refusal is one sentence."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(prog_name="virnucpro", standalone_mode=False)
+        code = command.main(arguments, prog_name="virnucpro", standalone_mode=False)
         with blamed(Path("stdout")):
             sys.stdout.flush()
     except TyperException as error:
@@ -128,7 +128,7 @@ def main() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _stop)  # nohup and `&` have some of them ignored
-    code = _run()
+    code = run()
     try:
         sys.stdout.flush()
     except OSError:  # said already; else it were said again at exit, with a traceback

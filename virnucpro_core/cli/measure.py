@@ -14,6 +14,8 @@ from virnucpro_core.cli.options import (
     Device,
     ModelName,
     ModelsDir,
+    MoreOther,
+    MoreVirus,
     OtherFasta,
     Output,
     Precision,
@@ -129,12 +131,8 @@ def train(
     virus: VirusFasta,
     other: OtherFasta,
     output: Output,
-    more_virus: Annotated[
-        list[Path] | None, typer.Option(help="More viral FASTA, for training alone.")
-    ] = None,
-    more_other: Annotated[
-        list[Path] | None, typer.Option(help="More other FASTA, for training alone.")
-    ] = None,
+    more_virus: MoreVirus = None,
+    more_other: MoreOther = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = "auto",

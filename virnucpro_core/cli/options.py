@@ -7,13 +7,25 @@ from typing import Annotated, Literal
 
 import typer
 
+from virnucpro_core.inputs import check_local
+
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 """Number format of the encoders' weights and activations. Plain text: an Enum is no str to HDF5."""
 
 DeviceClass = Literal["cpu", "t4", "v100", "a100", "l40s", "h100", "h200"]
 """What `embed` will run on."""
 
-Fasta = Annotated[list[Path], typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.")]
+
+def _files(paths: list[Path] | Path | None) -> list[Path] | Path | None:
+    check_local(paths if isinstance(paths, list) else [paths] if paths else [])
+    return paths
+
+
+Fasta = Annotated[
+    list[Path],
+    typer.Argument(help="FASTA files; .gz .bz2 .xz .zst are read too.", callback=_files),
+]
+OneFasta = Annotated[Path, typer.Argument(help="FASTA of contigs.", callback=_files)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 ModelName = Annotated[str, typer.Option("--model", help="mini, virnucpro-300 or virnucpro-500.")]
 ModelsDir = Annotated[
@@ -44,7 +56,11 @@ Frames = Annotated[
 ]
 ShardBp = Annotated[
     int | None,
-    typer.Option(min=1, help="Bases of a piece, about; else by --model, or 10,000,000."),
+    typer.Option(
+        min=1,
+        max=2_000_000_000,  # more of them gain nothing, and a piece has to be worth losing
+        help="Bases of a piece, about; else by --model, or 10,000,000.",
+    ),
 ]
 DeviceClassOption = Annotated[
     DeviceClass, typer.Option(help="With --model: a piece keeps such a device 10 minutes busy.")
@@ -55,5 +71,15 @@ MinViralFraction = Annotated[
 ]
 
 
-VirusFasta = Annotated[list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.")]
-OtherFasta = Annotated[list[Path], typer.Option("--other", help="Other FASTA; may be repeated.")]
+VirusFasta = Annotated[
+    list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.", callback=_files)
+]
+OtherFasta = Annotated[
+    list[Path], typer.Option("--other", help="Other FASTA; may be repeated.", callback=_files)
+]
+MoreVirus = Annotated[
+    list[Path] | None, typer.Option(help="More viral FASTA, to train on alone.", callback=_files)
+]
+MoreOther = Annotated[
+    list[Path] | None, typer.Option(help="More other FASTA, to train on alone.", callback=_files)
+]

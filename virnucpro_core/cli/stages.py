@@ -16,6 +16,7 @@ from virnucpro_core.cli.options import (
     MinViralFraction,
     ModelName,
     ModelsDir,
+    OneFasta,
     Output,
     PrecisionOption,
     Replace,
@@ -44,7 +45,7 @@ def predict(
     min_viral_fraction: MinViralFraction = 0.5,
 ) -> None:
     """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
-    from virnucpro_core.predict import predict
+    from virnucpro_core.one_process import predict
 
     table = predict(
         fasta,
@@ -80,7 +81,7 @@ def split(
 
 @app.command()
 def translate(
-    fasta: Annotated[Path, typer.Argument(help="FASTA of contigs.")],
+    fasta: OneFasta,
     output: Output,
     window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
     model: Annotated[str | None, typer.Option(help="Take the window from this model.")] = None,

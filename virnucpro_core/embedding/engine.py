@@ -30,7 +30,7 @@ from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import FORMAT, EmbeddingFile, Origin, create_shard, seal
 from virnucpro_core.embedding.timing import Stages, process_seconds
-from virnucpro_core.embedding.workers import run_ranks
+from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
     BusyError,
     GpuMemoryError,
@@ -251,6 +251,7 @@ def embed(
     other embeddings (unless `force` is set), ModelError for a model that does not load,
     MachineError for want of room, StoppedError when stopped by a signal.
     """
+    refuse_respawn()
     keep_apart(output, [frames])
     places = parse_devices(devices) if isinstance(devices, str) else devices
     precision = str(precision or default_precision(places[0]))

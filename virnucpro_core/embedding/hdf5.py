@@ -185,16 +185,13 @@ def contiguous(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) -
 
 
 @contextmanager
-def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file to read. It is whole or absent, so no lock is asked for.
+def judged(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in here is what the file holds: InputError.
 
-    Raises InputError for a file that is missing or none, and for whatever in it is not as
-    expected in here; MachineError where the machine is at fault.
+    MachineError where the machine is at fault.
     """
     try:
-        _check(path)
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; embed the frames first.") from None
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -203,6 +200,20 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
             f"{path}: is truncated, damaged or no file of embeddings of this version "
             f"({_short(error)}); embed its frames again."
         ) from None
+
+
+@contextmanager
+def open_h5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file to read. It is whole or absent, so no lock is asked for.
+
+    Raises InputError for a file that is missing or not as it was laid out. What is done with it is
+    to be `judged`.
+    """
+    with judged(path):
+        _check(path)
+        file = h5py.File(path, "r", locking=False)
+    with file:
+        yield file
 
 
 def _short(error: Exception) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro_core.embedding.hdf5 import open_h5, write_at
+from virnucpro_core.embedding.hdf5 import judged, open_h5, write_at
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.files import blamed, written_aside
 
@@ -90,7 +90,7 @@ class Finished:
         A row that stayed in a journal would vouch for what is written in its place later.
         """
         lost = 0
-        with open_h5(shard) as file:
+        with open_h5(shard) as file, judged(shard):
             for at in range(0, len(self.done), step):
                 said = self.done[at : at + step]
                 if said.any():

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro_core import __version__
-from virnucpro_core.embedding.hdf5 import contiguous, lay_out, open_h5, write_at
+from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, write_at
 from virnucpro_core.embedding.journal import Checksums, checksums
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
@@ -181,9 +181,10 @@ class Source(NamedTuple):
         that is not as it was written.
         """
         part = slice(self.first + at, self.first + min(at + rows, self.rows))
-        ids = [name.decode() for name in file["frame_id"][part]]
-        values: NDArray[np.float32] = file["embedding"][part]
-        whole = checksums(values) == file["checksum"][part]
+        with judged(self.path):
+            ids = [name.decode() for name in file["frame_id"][part]]
+            values: NDArray[np.float32] = file["embedding"][part]
+            whole = checksums(values) == file["checksum"][part]
         for good, what in ((whole, "damaged"), (np.isfinite(values).all(axis=1), "not finite")):
             if not good.all():
                 raise InputError(
@@ -204,7 +205,7 @@ class EmbeddingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open_h5(path) as file:
+        with open_h5(path) as file, judged(path):
             self.origin = Origin.read(file)
             self.rows, self.dim = file["embedding"].shape
             self.id_type = file["frame_id"].dtype
@@ -235,7 +236,7 @@ class EmbeddingFile:
         parts = zip(paths, firsts, rows, digests, strict=True)
         sources = tuple(Source(*part) for part in parts)
         for source in sources if virtual else ():
-            with open_h5(source.path) as file:
+            with open_h5(source.path) as file, judged(source.path):
                 same = file["embedding"].shape == (source.rows, self.dim)
                 if not same or str(file.attrs["digest"]) != source.digest:
                     raise InputError(
@@ -257,7 +258,7 @@ class EmbeddingFile:
         """What embedded the rows: each device and precision once, with its peak over all tasks."""
         said: list[Used] = []
         for path in dict.fromkeys(source.path for source in self.sources):
-            with open_h5(path) as file:
+            with open_h5(path) as file, judged(path):
                 said += json.loads(bytes(file["used"][()]))
         return _peaks(said)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from virnucpro_core.errors import ModelError
+from virnucpro_core.files import blame_machine
 from virnucpro_core.models.pickles import DTYPES, Inert, RefusedError, read_pickled, shown
 from virnucpro_core.reading import is_inside, read_object, unreadable
 
@@ -38,6 +39,7 @@ def _read_torch(path: Path) -> object:
     except zipfile.BadZipFile:
         _refuse(path, "is truncated or damaged")
     except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError) as error:
+        blame_machine(error, path)
         _refuse(path, f"holds a malformed pickle ({type(error).__name__}); nothing in it was run")
     except struct.error:
         _refuse(path, "is damaged")
@@ -123,6 +125,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except OSError as error:
             raise unreadable(path, error) from None
         except (SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
+            blame_machine(error, path)
             _refuse(path, f"is no safetensors file, or a damaged one ({error})")
     else:
         content = read_checkpoint(path)

@@ -141,6 +141,9 @@ def config_size(path: Path, config: Mapping[str, Any], key: str) -> int:
     return value
 
 
+_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
+
+
 def check_sizes(
     path: Path,
     state: Mapping[str, Tensor],
@@ -169,9 +172,6 @@ def check_sizes(
         )
 
 
-_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-
-
 def renamed(
     state: Mapping[str, Tensor], names: Mapping[str, str], layers: int
 ) -> dict[str, Tensor]:
@@ -187,7 +187,9 @@ def renamed(
                 keys = [f"{name.format(n=n)}.{kind}" for name in theirs.split()]
                 if all(key in state for key in keys):
                     parts = [state[key] for key in keys]
-                    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+                    alike = parts[0].ndim and len({part.shape for part in parts}) == 1
+                    # else the one has a shape that load_into refuses
+                    whole = torch.cat(parts) if len(parts) > 1 and alike else parts[0]
                     result[f"{ours.format(n=n)}.{kind}"] = whole
     return result
 

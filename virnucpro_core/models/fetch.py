@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import (
     GatedRepoError,
     RemoteEntryNotFoundError,
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import blame_machine, blamed
 from virnucpro_core.models.checkpoints import read_weight_map
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.encoder import WEIGHT_FILES
@@ -68,14 +70,15 @@ def _why(error: Exception) -> str:
 def _local_classifier(source: str, folder: Path) -> Path:
     if not source.startswith(("http://", "https://")):
         return Path(source)
-    path = folder / (Path(urlsplit(source).path).name or "classifier.pth")
     try:
+        path = folder / (Path(urlsplit(source).path).name or "classifier.pth")
         answer = httpx2.get(source, follow_redirects=True, timeout=60).raise_for_status()
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise ModelError(
             f"{source}: {_why(error)}; get it by other means and give --classifier its path."
         ) from None
-    path.write_bytes(answer.content)
+    with blamed(path):
+        path.write_bytes(answer.content)
     return path
 
 
@@ -115,7 +118,9 @@ def fetch_model(
         for part, (repo, revision, files) in encoders.items():
             try:
                 commit = _link_encoder(staged / part, repo, revision, files)
-            except (httpx2.HTTPError, OSError, RuntimeError) as error:
+            except (httpx2.HTTPError, OSError, RuntimeError, ValueError, LookupError) as error:
+                if not isinstance(error, httpx2.HTTPError):  # those are the network's
+                    blame_machine(error, Path(getattr(error, "filename", None) or HF_HOME))
                 raise ModelError(
                     f"{HfApi().endpoint}/{repo}, revision {revision}: {_why(error)}; run the "
                     "command again, name another hub in HF_ENDPOINT, or get the files elsewhere "

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.files import locked, made, written_aside
+from virnucpro_core.files import blamed, locked, made, written_aside
 from virnucpro_core.reading import is_inside, read_object, unreadable
 
 logger = logging.getLogger("virnucpro.models")
@@ -79,7 +79,8 @@ def _folders(models_dir: Path | None) -> dict[str, Path]:
     found = {}
     for root in (SHIPPED, models_folder(models_dir)):
         if root is not None:
-            found.update({path.parent.name: path.parent for path in root.glob("*/model.json")})
+            with blamed(root):
+                found.update({path.parent.name: path.parent for path in root.glob("*/model.json")})
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from virnucpro_core.errors import InputError, VirNucProError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import SHIPPED, Model
 
@@ -31,9 +31,11 @@ LEAST_FRAMES = 100
 
 
 def _records(model: Model) -> dict[str, Any]:
+    path = model.folder / STORED
     try:
-        records = json.loads((model.folder / STORED).read_text())
-    except (OSError, ValueError):
+        records = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        blame_machine(error, path)
         return {}
     return records if isinstance(records, dict) else {}
 

@@ -15,7 +15,7 @@ import torch
 
 from virnucpro_core import __version__
 from virnucpro_core.embedding.hdf5 import open_h5
-from virnucpro_core.embedding.shards import EmbeddingFile, Origin, Source, Used
+from virnucpro_core.embedding.shards import EmbeddingFile, Origin, Source
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.inputs import Input
@@ -161,6 +161,10 @@ def _score(
                 with torch.inference_mode():
                     logits = classifier(torch.from_numpy(embeddings))
                     scores: Float32Array = logits.softmax(1).numpy()
+                if not np.isfinite(scores).all():
+                    raise ModelError(
+                        "the classifier gives scores that are not finite; import it again."
+                    )
                 yield frames, scores
                 at += frames.num_rows
 
@@ -183,13 +187,13 @@ def score(
         )
     tables = _pair_tables(source, frames, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
-    return Scores(_score(tables, classifier), made_with(source.origin, model, source.used())), given
+    made = made_with(source.origin, model)
+    return Scores(_score(tables, classifier), made, list(source.used())), given
 
 
-def made_with(origin: Origin, model: Model, used: Sequence[Used]) -> dict[str, Any]:
-    """All that decides a frame's scores, and what embedded it, as summary.json has it."""
-    weights = dict(sorted(model.weights.items()))
-    return {**vars(origin), "weights": weights, "embedded_on": list(used)}
+def made_with(origin: Origin, model: Model) -> dict[str, Any]:
+    """All that decides a frame's scores, as summary.json has it."""
+    return {**vars(origin), "weights": dict(sorted(model.weights.items()))}
 
 
 def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:
@@ -293,6 +297,7 @@ def call(
                 "min_viral_fraction": min_viral_fraction,
             },
             **scores.made,
+            "embedded_on": scores.used,
             "version": __version__,
             "min_viral_fraction": min_viral_fraction,
         }

@@ -24,12 +24,14 @@ MADE = b"virnucpro.made"
 class Scores(NamedTuple):
     """Scores of frames, in the inventory's order, and all that they were made with.
 
-    batches: rows of `schema.FRAMES` with scores float32 (N, 2) of (other, virus). made: the fields
-    of `shards.Origin`, with the weights of the classifier too, and `embedded_on`.
+    batches: rows of `schema.FRAMES` with scores float32 (N, 2) of (other, virus). made: all that
+    decides them, the fields of `shards.Origin` with the weights of the classifier too. used: what
+    embedded the frames.
     """
 
     batches: Iterator[tuple[pa.RecordBatch, Float32Array]]
     made: dict[str, Any]
+    used: list[Any]
 
 
 def read_summary(out: Path) -> dict[str, Any] | None:
@@ -72,4 +74,4 @@ def kept_scores(out: Path) -> Scores:
                 raise InputError(f"{path}: holds a score that is not finite; embed again.")
             yield batch.select(FRAMES.names), scores
 
-    return Scores(batches(), made)
+    return Scores(batches(), made, (read_summary(out) or {}).get("embedded_on", []))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import compress
@@ -71,6 +72,7 @@ class ResultFiles:
         self._made = made
         self._stack = ExitStack()
         self._highest = HighestScores()
+        self._texts: list[TextIO] = []
 
     def __enter__(self) -> ResultFiles:
         with ExitStack() as stack:  # files are renamed in reverse order
@@ -103,7 +105,8 @@ class ResultFiles:
 
     def _open(self, stack: ExitStack, name: str) -> TextIO:
         aside = stack.enter_context(written_aside(self._out / name))
-        return stack.enter_context(aside.open("w", encoding="utf-8", newline="\n"))
+        self._texts.append(stack.enter_context(aside.open("w", encoding="utf-8", newline="\n")))
+        return self._texts[-1]
 
     def write_frames(self, frames: pa.RecordBatch, scores: Float32Array) -> None:
         """Rows of a frame table with their scores (N, 2) of (other, virus)."""
@@ -146,6 +149,12 @@ class ResultFiles:
         self._frames.add_key_value_metadata({MADE: json.dumps(self._made).encode()})
         self._highest.write(self._highest_csv)
         self._summary.write(json.dumps(summary, indent=2) + "\n")
+        # what a full disk may refuse is on disk before anything that was there goes
+        self._frames.close()
+        self._viral.close()
+        for handle in self._texts:
+            handle.flush()
+            os.fsync(handle.fileno())
         # an older run's summary must not vouch for files that are about to change
         (self._out / "summary.json").unlink(missing_ok=True)
 

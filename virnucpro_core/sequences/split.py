@@ -131,8 +131,10 @@ def split(
         try:
             count = _cut(fasta, folder, shard_bp, inventory, pieces)
         except BaseException:
-            for path in (*pieces, folder / RECORD):
+            for path in pieces:
                 path.unlink(missing_ok=True)
+            if known is None:  # else the folder holds more of that work
+                (folder / RECORD).unlink(missing_ok=True)
             raise
     logger.info("%d contigs in %d pieces", count, len(pieces))
     return pieces

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.files import blame_machine
 from virnucpro_core.reading import read_small
 
 
@@ -79,9 +80,8 @@ def _blamed(path: Path) -> Iterator[None]:
     """ModelError for what tokenizers raises: Exception for whatever is wrong, and Rust's panics."""
     try:
         yield
-    except MemoryError:
-        raise
     except BaseException as error:
+        blame_machine(error, path)
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ModelError(
                 f"{path}: no readable tokenizer ({error}); fetch the model again."

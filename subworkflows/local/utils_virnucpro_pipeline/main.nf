@@ -231,27 +231,26 @@ def sampleName(fasta) {
 
 /** The folder of the model, where it can be known; refuses one that no task would find. */
 def checkModel(params, workflow) {
-    def shipped = file("${workflow.projectDir}/virnucpro_core/${params.model}", glob: false)
+    def given = params.models_dir ? file(params.models_dir.toString(), glob: false) : null
+    if (given && !given.exists()) {
+        error("--models_dir ${params.models_dir}: no such folder; check the path.")
+    }
+    if (given && upsetsShell(given)) {
+        error("--models_dir ${params.models_dir}: Nextflow can't hand such a path to a task; name a link to it without the odd letter.")
+    }
+    if (params.model == 'mini') {
+        return file("${workflow.projectDir}/virnucpro_core/mini", glob: false)
+    }
     // Where tasks see the environment of this process, they find the models that it names.
     def environment = nextflow.Global.session.config.env?.VIRNUCPRO_MODELS ?: (workflow.containerEngine ? null : System.getenv('VIRNUCPRO_MODELS'))
-    def store = params.models_dir ?: environment
-    if (params.model == 'mini') {
-        return shipped
-    }
-    if (!store) {
+    def folder = given ?: (environment ? file(environment.toString(), glob: false) : null)
+    if (!folder) {
         error(
             "--model ${params.model}: name the folder of models that has it with --models_dir, or take --model mini, the small one that comes along."
         )
     }
-    def folder = file(store.toString(), glob: false)
-    if (params.models_dir && !folder.exists()) {
-        error("--models_dir ${store}: no such folder; check the path.")
-    }
-    if (params.models_dir && upsetsShell(folder)) {
-        error("--models_dir ${store}: Nextflow can't hand such a path to a task; name a link to it without the odd letter.")
-    }
     if (!folder.resolve("${params.model}/model.json").exists()) {
-        error("--model ${params.model}: is not in ${store}; bring it in with `virnucpro models fetch` or `import`.")
+        error("--model ${params.model}: is not in ${params.models_dir ?: environment}; bring it in with `virnucpro models fetch` or `import`.")
     }
     return folder.resolve(params.model)
 }

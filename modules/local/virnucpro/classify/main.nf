@@ -27,6 +27,8 @@ process VIRNUCPRO_CLASSIFY {
     def store = model_dir ? '--models-dir models' : ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
+    export OMP_NUM_THREADS=${task.cpus}
+
     virnucpro classify ${args} --model ${model} ${store} --sample ${meta.id} \\
         ${embeddings} --frames frames --contigs ${contigs} -o ${prefix}
     """

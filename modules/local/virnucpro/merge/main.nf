@@ -19,6 +19,8 @@ process VIRNUCPRO_MERGE {
     def args = task.ext.args ?: ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
+    export OMP_NUM_THREADS=${task.cpus}
+
     virnucpro merge ${args} shards --frames frames -o ${prefix}.h5
     """
 

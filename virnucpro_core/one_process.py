@@ -34,6 +34,7 @@ from virnucpro_core.sequences.translate import translate
 logger = logging.getLogger("virnucpro.predict")
 
 WORK = ".work"
+SHARD = "shard.h5"
 REPORT = "report.html"
 _ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
 """What a sample's name, made of its file's, goes without."""
@@ -100,7 +101,7 @@ def predict(
                 table = call(scores, work / "contigs.parquet", out, given, **settings)
             else:
                 frames, shard, embeddings = (
-                    work / name for name in ("frames.parquet", "shard.h5", "embeddings.h5")
+                    work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
                 translate(split(paths, work, given=given, force=True), frames, chosen.window)
                 embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
@@ -136,13 +137,14 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
                 "--force to start over."
             )
         refuse_other(out, given, force=force)
-        try:
-            yield work
-        except (InputError, ModelError):
-            if new:
-                shutil.rmtree(work, ignore_errors=True)
-            raise
-        shutil.rmtree(work, ignore_errors=True)
+        with made(work):
+            try:
+                yield work
+            except (InputError, ModelError):
+                if new and not any(work.glob(f"{SHARD}*")):  # what was embedded is dear
+                    shutil.rmtree(work, ignore_errors=True)
+                raise
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Scores | None:
@@ -154,7 +156,7 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Score
     if summary is None or not same(summary.get("input"), given):
         return None
     origin = origin_of(model, precision or str(summary.get("precision")))
-    wanted = {**made_with(origin, model, ()), "embedded_on": summary.get("embedded_on")}
+    wanted = made_with(origin, model)
     if any(summary.get(key) != value for key, value in wanted.items()):
         return None
     try:

@@ -1,0 +1,117 @@
+"""Options of the commands that measure and keep models, from the command line to their effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_options import Run, sees
+
+from virnucpro_core.models.store import Model
+
+
+@sees("validate", "--model", "--models-dir", "--precision", "--against", "--sample", "--json")
+@sees("validate", "--min-agreement", "--min-cosine")
+def test_validate_options(
+    ask: Callable[..., str], run: Run, model: list[object], edge_frames: Path, tmp_path: Path
+) -> None:
+    words = ["validate", edge_frames, *model, "--precision", "bf16", "--sample", 7]
+    words += ["--json", tmp_path / "v.json"]
+    ask(*words, "--against", "fp16", "--min-agreement", "0.5", "--min-cosine", "0.25")
+    record = json.loads((tmp_path / "v.json").read_text())
+    assert [record[key] for key in ("model", "precision", "against", "frames")] == [
+        *("tiny", "bf16", "fp16", 7)
+    ]
+    assert record["bars"] == {"agreement": 0.5, "cosine": 0.25}
+    assert run(*words, "--min-cosine", "1")[0] == 1
+
+
+@sees("profile", "--model", "--models-dir", "--precision", "--json")
+def test_profile_options(
+    ask: Callable[..., str], model: list[object], three: Path, tmp_path: Path
+) -> None:
+    ask("translate", three, "-o", tmp_path / "f.parquet", *model)
+    words = ["profile", tmp_path / "f.parquet", *model, "--precision", "bf16"]
+    said = ask(*words, "--json", tmp_path / "p.json")
+    assert "tokenise" in said
+    assert json.loads((tmp_path / "p.json").read_text())["precision"] == "bf16"
+
+
+@sees("benchmark", "--section", "--output")
+def test_benchmark_options(ask: Callable[..., str], tmp_path: Path) -> None:
+    ask("benchmark", "--section", "dnabert_s", "--output", tmp_path / "b", "--device", "cpu")
+    record = json.loads((tmp_path / "b/benchmark.json").read_text())
+    assert record["lines"]
+    assert {"DNABERT-S bf16: model", "DNABERT-S: share of both encoders' time"} <= {
+        line["name"] for line in record["lines"]
+    }
+    assert not any(line["name"].startswith("ESM-2") for line in record["lines"])
+
+
+@sees("train", "--virus", "--other", "--more-virus", "--more-other", "--output")
+@sees("train", "--window", "--seed", "--force")
+def test_train_options(
+    ask: Callable[..., str],
+    run: Run,
+    three: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Training takes hours, so it is told here what it would be given; test_train.py trains."""
+    asked: dict[str, Any] = {}
+
+    def train(virus: object, other: object, out: object, **options: object) -> dict[str, Any]:
+        asked.update(virus=virus, other=other, out=out, **options)
+        return {"test": {}}
+
+    monkeypatch.setattr("virnucpro_core.train.train", train)
+    out = tmp_path / "models/own"
+    words: list[object] = ["train", "--virus", three, "--other", "o.fa", "--more-virus", "u.fa"]
+    words += ["--more-other", "w.fa"]
+    words += ["--window", 300, "--seed", 5, "--output", out]
+    ask(*words)
+    assert asked["virus"] == [three]
+    assert asked["other"] == [Path("o.fa")]
+    assert (asked["more_virus"], asked["more_other"]) == ([Path("u.fa")], [Path("w.fa")])
+    assert (asked["out"], asked["window"], asked["seed"]) == (out, 300, 5)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "model.json").write_text("{}")
+    code, _, err = run(*words)
+    assert code == 2
+    assert "holds a model already" in err
+    ask(*words, "--force")
+
+
+@sees("evaluate", "--virus", "--other", "--model", "--models-dir", "--test-part")
+def test_evaluate_options(
+    ask: Callable[..., str], model: list[object], three: Path, tmp_path: Path
+) -> None:
+    bases = three.read_text().splitlines()[1]
+    paths = [tmp_path / "virus.fa", tmp_path / "other.fa"]
+    for path, count in zip(paths, (12, 15), strict=True):
+        path.write_text("".join(f">{path.stem}{n}\n{bases}\n" for n in range(count)))
+    words = ["evaluate", "--virus", paths[0], "--other", paths[1], *model]
+    whole = json.loads(ask(*words))["contigs"]
+    assert (whole["number"], whole["viral"]) == (27, 12)
+    assert json.loads(ask(*words, "--test-part"))["contigs"]["number"] < 27
+
+
+@sees("models import", "--dnabert-s", "--esm2", "--classifier", "--models-dir", "--window")
+@sees("models list", "--models-dir")
+@sees("models verify", "--models-dir")
+def test_models_options(ask: Callable[..., str], run: Run, tiny: Model, tmp_path: Path) -> None:
+    store = ["--models-dir", tmp_path]
+    parts = {"--dnabert-s": tiny.nucleotide, "--esm2": tiny.protein}
+    words: list[object] = [word for part in parts.items() for word in part]
+    words += ["--classifier", tiny.classifier, "--window", 77]
+    ask("models", "import", "own", *words, *store)
+    about = json.loads((tmp_path / "own/model.json").read_text())
+    assert about["window"] == 77
+    assert about["weights"] == tiny.weights
+    assert "own" in ask("models", "list", *store)
+    ask("models", "verify", "own", *store)
+    (tmp_path / "own/esm2/config.json").write_text("{}")
+    assert run("models", "verify", "own", *store)[0] == 3

@@ -1,0 +1,286 @@
+"""`predict` and one folder: finished is finished, and what is another input's stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample import Sample
+from test_cli import assert_refused, virnucpro
+from test_full_disk import room
+from tiny import write_tiny_model
+
+import virnucpro_core as vnp
+from virnucpro_core import one_process
+from virnucpro_core.errors import BusyError, MachineError, StoppedError
+from virnucpro_core.files import locked
+from virnucpro_core.models.store import Model
+from virnucpro_core.results.tables import RESULTS
+from virnucpro_core.sequences.split import split
+
+ANOTHER = "holds results of another input; give another folder, or --force"
+
+
+@pytest.fixture
+def fasta(edge: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "one.fa"
+    path.write_bytes(edge.read_bytes())
+    return path
+
+
+@pytest.fixture
+def other(fasta: Path) -> Path:
+    path = fasta.with_name("other.fa")
+    path.write_text(fasta.read_text().replace(">", ">other_"))
+    return path
+
+
+@pytest.fixture
+def out(fasta: Path, models_dir: Path, tmp_path: Path) -> Path:
+    """Finished results of `fasta`."""
+    vnp.predict(fasta, "tiny", models_dir=models_dir, output=tmp_path / "out")
+    return tmp_path / "out"
+
+
+def content(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def no_embedding(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once there are results."""
+
+    def embed(*_: object, **__: object) -> None:
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(one_process, "embed", embed)
+
+
+@pytest.mark.usefixtures("no_embedding")
+def test_predict_finished_returns_the_same_table_and_writes_nothing(
+    out: Path, fasta: Path, models_dir: Path
+) -> None:
+    before = content(out)
+    again = vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
+    assert content(out) == before
+    assert again.equals(vnp.predict([str(fasta)], "tiny", models_dir=models_dir, output=out))
+    rows = (out / "contigs.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[0] for row in rows] == again["contig"].to_pylist()
+    assert set(again["call"].to_pylist()) - {"no_call"}
+    assert None in again["reason"].to_pylist()
+
+
+@pytest.mark.usefixtures("no_embedding")
+def test_predict_with_another_fraction_calls_again_as_a_run_from_the_beginning_would(
+    out: Path, fasta: Path, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = vnp.predict(fasta, "tiny", models_dir=models_dir, output=out, min_viral_fraction=0.01)
+    monkeypatch.undo()
+    fresh = tmp_path / "fresh"
+    table = vnp.predict(fasta, "tiny", models_dir=models_dir, output=fresh, min_viral_fraction=0.01)
+    assert again.equals(table)
+    for name in RESULTS[:-1]:
+        assert (out / name).read_bytes() == (fresh / name).read_bytes(), name
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, fresh)]
+    assert len({json.dumps({**about, "embedded_on": None}) for about in summaries}) == 1
+
+
+def test_predict_with_another_fraction_on_a_full_disk_keeps_what_was_finished(
+    out: Path, fasta: Path, models_dir: Path
+) -> None:
+    before = content(out)
+    for size in (0, 3_000, *(len(found) - 1 for _, found in before.values() if len(found) > 3_000)):
+        with room(size), pytest.raises(MachineError, match="File too large"):
+            vnp.predict(fasta, "tiny", models_dir=models_dir, output=out, min_viral_fraction=0.01)
+        left = content(out)
+        assert {name for name in before if left.get(name) != before[name]} <= {"report.html"}, size
+
+
+@pytest.mark.usefixtures("no_embedding")
+@pytest.mark.parametrize("damage", ["scores", "model", "precision", "footer"])
+def test_predict_scores_that_are_not_this_run_s_are_not_called_from(
+    damage: str, out: Path, fasta: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    words: dict[str, Any] = {"model": "tiny", "models_dir": models_dir, "precision": None}
+    match damage:
+        case "scores":
+            (out / "frames.parquet").unlink()
+        case "footer":
+            table = vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
+            assert table.num_rows
+            (out / "frames.parquet").write_bytes((out / "frames.parquet").read_bytes()[:-9])
+        case "model":
+            write_tiny_model(tmp_path / "others", seed=7)
+            words["models_dir"] = tmp_path / "others"
+        case "precision":
+            words["precision"] = "bf16"
+    with pytest.raises(AssertionError, match="embedded again"):
+        vnp.predict(fasta, output=out, **words)
+
+
+def test_predict_where_another_input_is_finished_touches_nothing_without_force(
+    out: Path, other: Path, models_dir: Path
+) -> None:
+    before = content(out)
+    with pytest.raises(vnp.InputError, match=ANOTHER):
+        vnp.predict(other, "tiny", models_dir=models_dir, output=out)
+    assert content(out) == before
+    vnp.predict(other, "tiny", models_dir=models_dir, output=out, force=True)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [part["name"] for part in summary["input"]] == ["other.fa"]
+    assert summary["input"][0]["bytes"] == other.stat().st_size
+
+
+def test_predict_where_another_input_was_stopped_touches_nothing_without_force(
+    fasta: Path, other: Path, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise StoppedError("stopped")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(one_process, "merge", stop)
+    with pytest.raises(StoppedError):
+        vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
+    monkeypatch.undo()
+    before = content(out)
+    assert ".work/shard.h5" in before
+    with room(10), pytest.raises(MachineError):
+        vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
+    assert content(out)[".work/shard.h5"] == before[".work/shard.h5"]
+    split([fasta], out / ".work")
+    before = content(out)
+    with pytest.raises(vnp.InputError, match="holds a stopped run's work on another input"):
+        vnp.predict(other, "tiny", models_dir=models_dir, output=out)
+    assert content(out) == before
+    vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
+    assert not (out / ".work").exists()
+
+
+def test_predict_with_a_foreign_folder_of_that_name_leaves_it(
+    fasta: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "out/.work/mine"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(vnp.InputError, match=r"\.work: is not a folder of predict's"):
+        vnp.predict(fasta, "tiny", models_dir=models_dir, output=tmp_path / "out", force=True)
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == [".work", "mine"]
+
+
+def test_predict_two_at_once_in_one_folder_one_says_so_at_once(
+    fasta: Path, other: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with (
+        locked(out / ".work.lock", "of the test"),
+        pytest.raises(BusyError, match="out: another process works there; wait"),
+    ):
+        vnp.predict(other, "tiny", models_dir=models_dir, output=out)
+    run = virnucpro("predict", fasta, "-o", out, "--model", "tiny", "--models-dir", models_dir)
+    assert run.returncode == 0, "the lock ends with its holder"
+    assert ".work.lock" not in content(out)
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_predict_refused_leaves_everything_as_it_was(
+    existing: bool, models_dir: Path, tmp_path: Path
+) -> None:
+    bad, out = tmp_path / "bad.fa", tmp_path / "new/out"
+    bad.write_text(">a\nACGT\n>b\nEFIL\n")
+    if existing:
+        out.mkdir(parents=True)
+        (out / "mine").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(vnp.InputError, match="looks like protein"):
+        vnp.predict(bad, "tiny", models_dir=models_dir, output=out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_predict_from_a_pipe_works(fasta: Path, models_dir: Path, tmp_path: Path) -> None:
+    """It is read once, so it has no digest, and is no former input."""
+    os.mkfifo(tmp_path / "pipe")
+
+    def predict(force: bool) -> int:
+        feed = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(fasta.read_bytes(),))
+        feed.start()
+        out = tmp_path / "out"
+        table = vnp.predict(
+            tmp_path / "pipe", "tiny", models_dir=models_dir, output=out, force=force
+        )
+        feed.join()
+        return int(table.num_rows)
+
+    assert predict(force=False) == 44
+    assert predict(force=True) == 44
+
+
+@pytest.mark.parametrize("command", ["predict", "split", "translate", "evaluate"])
+def test_cli_a_url_is_no_file(command: str, tmp_path: Path) -> None:
+    url = "https://example.org/contigs.fa.gz"
+    words: dict[str, list[object]] = {
+        "predict": [url, "-o", "out", "--model", "mini"],
+        "split": [url, "-o", "out"],
+        "translate": [url, "-o", "out", "--window", 300],
+        "evaluate": ["--virus", url, "--other", url, "--model", "mini"],
+    }
+    run = virnucpro(command, *words[command], cwd=tmp_path)
+    assert_refused(run, 2, rf"^virnucpro: {url}: is a URL, and this command reads files; ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_where_another_input_was_split_touches_nothing_without_force(
+    fasta: Path, other: Path, tmp_path: Path
+) -> None:
+    split([fasta], tmp_path / "split", 9_000)
+    before = content(tmp_path / "split")
+    with pytest.raises(vnp.InputError, match="holds the pieces of another input"):
+        split([other], tmp_path / "split")
+    assert content(tmp_path / "split") == before
+    assert len(split([fasta], tmp_path / "split")) == 1, "the same input is cut again"
+    assert len(split([other], tmp_path / "split", force=True)) == 1
+
+
+def test_classify_where_another_sample_is_finished_touches_nothing_without_force(
+    sample: Sample, tmp_path: Path
+) -> None:
+    sample.classify()
+    sample.classify(min_viral_fraction=0.1)
+    path = sample.folder / "out/summary.json"
+    about = json.loads(path.read_text())
+    assert about["min_viral_fraction"] == 0.1
+    path.write_text(json.dumps({**about, "input": about["input"][:1]}))
+    before = content(path.parent)
+    with pytest.raises(vnp.InputError, match=ANOTHER):
+        sample.classify()
+    assert content(path.parent) == before
+    sample.classify(force=True)
+
+
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_predict_on_two_devices_from_an_unguarded_script_says_what_is_missing(
+    how: str, fasta: Path, tiny: Model, models_dir: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import virnucpro_core as vnp\n"
+        f"vnp.predict({str(fasta)!r}, 'tiny', models_dir={str(models_dir)!r}, output='out',"
+        " devices='cpu,cpu')\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    words = [sys.executable, "script.py" if how == "file" else "-"]
+    run = subprocess.run(
+        words, input=code, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert 'put what the script does under `if __name__ == "__main__":`, in a file' in last
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,100 @@
+"""What the machine lacks or breaks is no verdict on the file that is read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from sample import Sample
+from tiny import write_tiny_model
+
+from virnucpro_core.errors import MachineError
+from virnucpro_core.models.checkpoints import read_state_dict, read_weight_map
+from virnucpro_core.models.classifier import load_classifier
+from virnucpro_core.models.dnabert_s import load_dnabert_s
+from virnucpro_core.models.encoder import folder_config
+from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.store import resolve_model, verify
+from virnucpro_core.models.validations import STORED, passed
+from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.sequences.fasta import read_fasta
+from virnucpro_core.sequences.tokens import NucleotideTokenizer
+
+ORIGINAL = Path(__file__).parent / "data/classifier/original_style_model.pth"
+FAILS = Path("/proc/self/mem")
+"""A file that opens and whose first bytes give EIO, as on a disk that fails."""
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def readers(sample: Sample, folder: Path) -> dict[str, Callable[[], object]]:
+    """Every reader of the package, on a whole file."""
+    fasta = (sample.folder / "in.fa").read_bytes()
+    packed = {"plain": fasta, "gz": gzip.compress(fasta), "bz2": bz2.compress(fasta)}
+    packed["zst"] = pa.compress(fasta, codec="zstd", asbytes=True)
+    for name, content in packed.items():
+        (folder / name).write_bytes(content)
+    model = write_tiny_model(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"w": "x.bin"}}')
+    (model.folder / STORED).write_text("{}")
+    return {
+        **{name: lambda name=name: list(read_fasta([folder / name])) for name in packed},  # type: ignore[misc]
+        "meta": lambda: frame_meta(sample.frames[0]),
+        "frames": lambda: list(frame_batches(sample.frames[0])),
+        "inventory": lambda: list(inventory_batches(sample.contigs)),
+        "model": lambda: resolve_model("tiny", folder),
+        "verify": lambda: verify(model),
+        "validation": lambda: passed(model, "fp8"),
+        "nucleotide": lambda: load_dnabert_s(model.nucleotide),
+        "protein": lambda: load_esm2(model.protein),
+        "safetensors": lambda: load_classifier(model.classifier),
+        "checkpoint": lambda: load_classifier(ORIGINAL),
+        "index": lambda: read_weight_map(index),
+        "tokenizer": lambda: NucleotideTokenizer(model.nucleotide / "tokenizer.json"),
+    }
+
+
+def test_readers_without_a_descriptor_left_blame_the_machine(
+    sample: Sample, tmp_path: Path
+) -> None:
+    for name, read in readers(sample, tmp_path).items():
+        read()  # whatever it imports
+        with no_descriptor_left(), pytest.raises(MachineError, match="Too many open files"):
+            read()
+        read()
+        assert name
+
+
+def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path)
+    for file, read in (
+        ("in.fa", lambda path: list(read_fasta([path]))),
+        ("a/config.json", lambda path: folder_config(path.parent)),
+        ("b/tokenizer.json", NucleotideTokenizer),
+        ("c.pth", read_state_dict),
+        ("d.index.json", read_state_dict),
+        ("tiny/model.json", lambda _: resolve_model("tiny", tmp_path)),
+    ):
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(FAILS)
+        with pytest.raises(MachineError, match=f"{path}: Input/output error"):
+            read(path)
+    shutil.rmtree(model.folder)

@@ -25,6 +25,10 @@ from virnucpro_core.sequences.split import split
 COMMANDS = {
     "split": "split FASTA -o OUT --shard-bp 9000",
     "translate": "translate FASTA -o OUT/f.parquet --window 300 --fasta-dir OUT/d",
+    "embed": "embed FRAMES -o OUT/s.h5 MODEL --device cpu",
+    "merge": "merge SHARD --frames FRAMES -o OUT/e.h5",
+    "merge, copied": "merge SHARD --frames FRAMES -o OUT/e.h5 --copy",
+    "predict": "predict FASTA -o OUT/p MODEL --device cpu",
     "classify": "classify SHARD --frames FRAMES --contigs CONTIGS -o OUT MODEL --sample s",
     "report": "report RESULTS -o OUT/r.html",
     "import": "models import own PARTS --models-dir OUT --window 300",

@@ -23,6 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 SEEN: set[str] = set()
 ELSEWHERE = {
+    "report --earlier": "test_report.py::test_results_of_earlier_runs_are_named",
     "models fetch --classifier": "test_fetch.py::test_fetch_published_model",
     "models fetch --models-dir": "test_fetch.py::test_fetch_published_model",
     "models fetch --dnabert-s-revision": "test_fetch.py::test_fetch_from_a_hub_that_lacks_a_part",
@@ -119,8 +120,7 @@ def test_bad_arguments_are_refused_before_a_gpu_is_waited_for(
     def leased(*_: object) -> None:
         raise AssertionError("waits for a GPU")
 
-    monkeypatch.setattr("virnucpro_core.embedding.devices.leased", leased)
-    monkeypatch.setattr("virnucpro_core.one_process.leased", leased)
+    monkeypatch.setattr("virnucpro_core.embedding.engine.leased", leased)
     (tmp_path / "protein.fa").write_text(">p\nMKLVEEL\n")
     names = {"FRAMES": edge_frames, "PROTEIN": tmp_path / "protein.fa", "OUT": tmp_path / "out"}
     assert run(*(names.get(word, word) for word in words.split()))[0] == 2

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Event
@@ -51,17 +52,15 @@ def stop_on_signal() -> Iterator[Event]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Processes started in here do not see Ctrl-C, of which their parent tells them, until they
-    listen to signals themselves: it would end their imports in a traceback.
+    """Ctrl-C waits until this is over, and in processes started in here until they listen to it:
+    it would end their imports in a traceback.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # when that is started, it lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 UNGUARDED = (
@@ -120,6 +119,7 @@ def _work(
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
     try:
         with stop_on_signal() as stop:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             threading.Thread(target=_stop_without_parent, args=(stop,), daemon=True).start()
             rank_of(job, device, rank, world, stop)
     except VirNucProError as error:
@@ -151,7 +151,9 @@ class _Worker:
             return outcome
         except (EOFError, OSError):
             code = self.process.exitcode or 0
-        if code == InputError.exit_code and not self.log.exists():
+        script = getattr(sys.modules["__main__"], "__file__", None)
+        unread = script is not None and not Path(script).exists()  # it came by a pipe
+        if not self.log.exists() and (code == InputError.exit_code or (unread and code > 0)):
             return InputError(UNGUARDED)
         names = {-number: number.name for number in signal.Signals}
         how = f"ended with code {code}" if code >= 0 else f"was killed by {names.get(code, -code)}"

@@ -236,7 +236,7 @@ def test_full_disk_and_crash_are_not_tried_again(code: int, tmp_path: Path) -> N
         (
             ">c\nACGTACGT\n",
             ["--model", "empty", "--models_dir", "."],
-            "model.json: describes no model",
+            "model.json: is of format None; import the model again",
         ),
     ],
 )

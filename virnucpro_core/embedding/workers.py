@@ -167,10 +167,13 @@ class _Worker:
         # what killed it from outside may be gone on the next try; a fault of its own would not
         outside = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
         kind = StoppedError if -code in outside else VirNucProError
-        return kind(
+        failure = kind(
             f"the worker on {self.device} {how}; what is finished is kept, run the same command "
             f"to go on. {self.log} says last:{said}"
         )
+        if code < 0 and kind is VirNucProError:  # a crash, as a shell tells it of one process
+            failure.exit_code = 128 - code
+        return failure
 
 
 def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) -> None:

@@ -82,6 +82,16 @@ def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
+@pytest.fixture(autouse=True)
+def _no_handler_outlives_its_test() -> Iterator[None]:
+    """A command that ran in this process logs to a stream that pytest closes."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Run a command in this process: its exit code, stdout and stderr."""

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from sample import Sample
 from test_embedding import CPU, read
-from tiny import WINDOW
+from test_kills import FLUSHING
+from tiny import repeated_frames
 
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin
 from virnucpro_core.errors import InputError, MachineError
 from virnucpro_core.models.store import Model
-from virnucpro_core.sequences.translate import translate
 
 
 def limited(bytes_: int, *words: object, preload: Path | None = None) -> tuple[int, str]:
@@ -203,17 +203,10 @@ def test_embed_of_more_batches_than_an_hour_has_needs_no_more_open_files(
     edge: Path, models_dir: Path, tmp_path: Path
 ) -> None:
     """Each batch is written and synced on its own; an hour has 1,800 of two seconds."""
-    text = edge.read_text()
-    (tmp_path / "many.fa").write_text("".join(text.replace(">", f">{n}_") for n in range(36)))
-    frames, output = tmp_path / "frames.parquet", tmp_path / "shard.h5"
-    translate([tmp_path / "many.fa"], frames, WINDOW)
-    code = (
-        "from virnucpro_core.embedding import journal\njournal.FLUSH_SECONDS = 0\n"
-        "from virnucpro_core.cli import main\nmain()"
-    )
+    frames, output = repeated_frames(edge, tmp_path, 36), tmp_path / "shard.h5"
     words = ["embed", frames, "-o", output, "--model", "tiny", "--models-dir", models_dir]
     run = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [sys.executable, "-c", FLUSHING, "0", *map(str, words)],
         capture_output=True,
         text=True,
         env={**os.environ, "VIRNUCPRO_DISABLE_PACKING": "true"},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny import WINDOW, write_tiny_model
+from tiny import WINDOW, repeated_frames, write_tiny_model
 
 import virnucpro_core as vnp
 from virnucpro_core.embedding.devices import parse_devices
@@ -145,11 +145,7 @@ def test_shard_tells_what_embedded_it(shard: Path) -> None:
 @pytest.fixture(scope="module")
 def many_frames(edge: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough frames that a run, one sequence at a time, lasts for several seconds."""
-    folder = tmp_path_factory.mktemp("many")
-    text = edge.read_text()
-    (folder / "many.fa").write_text("".join(text.replace(">", f">{n}_") for n in range(12)))
-    translate([folder / "many.fa"], folder / "frames.parquet", WINDOW)
-    return folder / "frames.parquet"
+    return repeated_frames(edge, tmp_path_factory.mktemp("many"), 12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -180,28 +176,22 @@ def test_embed_killed_half_way_goes_on_and_gives_an_unbroken_runs_result(
     assert np.array_equal(read(output)[1], read(tmp_path / "unbroken.h5")[1])
 
 
-@pytest.fixture
-def unsealed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs end when all rows are written, before the shard is sealed and renamed."""
+def cut_short(frames: Path, output: Path, model: Model, **options: Any) -> None:
+    """A run that ends when all rows are written, before the shard is sealed and renamed."""
 
     def fail(*_: object) -> None:
         raise VirNucProError("the run ends before its shard is sealed")
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr("virnucpro_core.embedding.engine.finish", fail)
-        yield
-
-
-def cut_short(frames: Path, output: Path, model: Model, **options: Any) -> None:
-    with pytest.raises(VirNucProError, match="the run ends"):
-        embed(frames, output, model, devices=CPU, **options)
+        with pytest.raises(VirNucProError, match="the run ends"):
+            embed(frames, output, model, devices=CPU, **options)
 
 
 def test_embed_rows_of_another_run_are_neither_used_nor_touched(
     edge_frames: Path,
     tiny: Model,
     tmp_path: Path,
-    unsealed: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -235,10 +225,7 @@ def test_embed_after_another_input_was_tried_the_first_goes_on_where_it_stood(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "shard.h5"
-    with monkeypatch.context() as patched:
-        patched.setattr("virnucpro_core.embedding.engine.finish", None)
-        with pytest.raises(TypeError):
-            embed(edge_frames, output, tiny, devices=CPU)
+    cut_short(edge_frames, output, tiny)
     (tmp_path / "other.fa").write_text(f">x\n{'GCA' * 200}\n")
     translate([tmp_path / "other.fa"], tmp_path / "other.parquet", WINDOW)
     embed(tmp_path / "other.parquet", output, tiny, devices=CPU)
@@ -274,14 +261,10 @@ def test_embed_damaged_work_is_done_again(
     tiny: Model,
     tmp_path: Path,
     damage: str,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     output = tmp_path / "shard.h5"
-    with monkeypatch.context() as patched:
-        patched.setattr("virnucpro_core.embedding.engine.finish", None)
-        with pytest.raises(TypeError):
-            embed(edge_frames, output, tiny, devices=CPU)
+    cut_short(edge_frames, output, tiny)
     (work,) = tmp_path.glob("shard.h5.partial/*/")
     journal = work / "rank0.journal"
     if damage == "torn journal":
@@ -306,6 +289,19 @@ def test_embed_complete_shard_is_left_as_it_is(
         embed(edge_frames, shard, tiny, devices=CPU)
     assert "complete already" in caplog.text
     assert shard.stat().st_mtime_ns == before
+
+
+def test_embed_killed_after_the_rename_leaves_no_work_behind_at_its_next_run(
+    edge_frames: Path, tiny: Model, tmp_path: Path
+) -> None:
+    output = tmp_path / "shard.h5"
+    cut_short(edge_frames, output, tiny)
+    (work,) = tmp_path.glob("shard.h5.partial/*/")
+    shutil.copytree(work, tmp_path / "kept")
+    embed(edge_frames, output, tiny, devices=CPU)
+    shutil.move(tmp_path / "kept", work)
+    embed(edge_frames, output, tiny, devices=CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard.h5"]
 
 
 def test_embed_table_of_another_window_is_refused(edge: Path, tiny: Model, tmp_path: Path) -> None:

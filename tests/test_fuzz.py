@@ -5,14 +5,11 @@ The list is one, not drawn anew at each run: what fails once fails again.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import signal
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,87 +19,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from archives import archive, text
+from damage import DEEP, ODD, at_most, damaged_json, outcome
 from safetensors.torch import load_file, save_file
 from sample import Sample
 from tiny import write_tiny_model
 
-from virnucpro_core.errors import InputError, ModelError, VirNucProError
+from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.inputs import RECORD, Input, read_record, same, write_record
 from virnucpro_core.models.checkpoints import read_state_dict
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.store import list_models, resolve_model, verify
 from virnucpro_core.models.validations import STORED, passed
+from virnucpro_core.results.kept import refuse_other
+from virnucpro_core.results.report import write_report
+from virnucpro_core.results.tables import read_contigs
 from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
-
-DEEP = b"[" * 100_000
-ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 7, 1.5, float("nan"), float("inf"), 300_000, 10**30),
-    *("", "x", "7", "\0", "../x", "/etc/passwd", "\ud800", "é" * 300),
-    *([], [1], ["a", "b"], {}, {"a": 1}),
-)
-"""What stands in a value's place: every other type of JSON, and numbers and texts beyond bounds."""
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """TimeoutError, at the line that hangs, for what takes longer."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def outcome(kind: type[VirNucProError], use: Callable[[], object]) -> str:
-    """What came of it: `used`, or `refused` in one sentence; all else is an error of the test."""
-    try:
-        with at_most(20):
-            use()
-    except kind as refusal:
-        sentence = str(refusal)
-        assert sentence.endswith("."), sentence
-        assert "\n" not in sentence, sentence
-        assert len(sentence) < 1000, sentence
-        return "refused"
-    return "used"
-
-
-def _places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of all values in a JSON document, but of lists as long as a vocabulary."""
-    yield above
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in pairs:
-        if isinstance(inner, dict | list) and len(inner) < 20:
-            yield from _places(inner, (*above, key))
-        else:
-            yield (*above, key)
-
-
-def damaged_json(content: bytes) -> Iterator[bytes]:
-    """A JSON file with each value replaced or left out, and with its bytes cut or of no JSON."""
-    whole = json.loads(content)
-    for place in _places(whole):
-        for odd in (*ODD, ...):
-            document = copy.deepcopy(whole)
-            inner = document
-            for key in place[:-1]:
-                inner = inner[key]
-            if odd is ...:
-                if place:
-                    del inner[place[-1]]
-            elif place:
-                inner[place[-1]] = odd
-            else:
-                document = odd
-            yield json.dumps(document).encode()
-    yield from (b"", b"{", b"\xff\xfe\x00", DEEP, b'{"a":' * 100_000, b"1" * 6000, content[:-3])
 
 
 def _use(root: Path, part: str) -> None:
@@ -323,6 +256,19 @@ def test_classify_tables_of_other_columns_or_types_are_refused(kind: str, sample
             assert not list(sample.folder.glob("out/*"))
 
 
+def test_frame_table_whose_protein_is_another_column_is_refused(sample: Sample) -> None:
+    """What a flip in the footer, which has no checksum, once did: it moved the column's place."""
+    path = sample.frames[0]
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("protein")
+    for other in ("nucleotide", "contig", "frame"):
+        column = table[other].cast(pa.string())
+        moved = table.set_column(at, table.schema.field("protein"), column)
+        pq.write_table(moved.replace_schema_metadata(table.schema.metadata), path)
+        with pytest.raises(InputError, match="a protein does not fit its bases; write it again"):
+            list(frame_batches(path))
+
+
 def test_frame_table_with_odd_metadata_is_refused(sample: Sample) -> None:
     path = sample.frames[0]
     table, about = pq.read_table(path), pq.read_metadata(path).metadata
@@ -345,3 +291,53 @@ def test_inventory_whose_lengths_lie_is_refused(sample: Sample) -> None:
     path = sample.folder / "pipe"
     os.mkfifo(path)
     assert outcome(InputError, lambda: _rows(inventory_batches, path)) == "refused"
+
+
+def test_summary_of_any_damage_is_reported_or_refused(sample: Sample) -> None:
+    sample.classify()
+    out, page = sample.folder / "out", sample.folder / "report.html"
+    whole = (out / "summary.json").read_bytes()
+    found: Counter[str] = Counter()
+    for content in damaged_json(whole, (None, True, -1, float("inf"), "x", "\ud800", [1], {})):
+        (out / "summary.json").write_bytes(content)
+        found[outcome(InputError, lambda: write_report([out], page))] += 1
+        outcome(InputError, lambda: refuse_other(out, [{"sha256": "x"}], force=False))
+    assert found["refused"] > found["used"] / 4
+
+
+def test_record_of_an_input_of_any_damage_is_another_input(tmp_path: Path) -> None:
+    given: Input = [{"name": "a.fa", "bytes": 3, "sha256": "ab" * 32}]
+    write_record(tmp_path, given)
+    assert same(read_record(tmp_path), given)
+    other = [{**given[0], "sha256": "cd" * 32}]
+    for content in damaged_json((tmp_path / RECORD).read_bytes()):
+        (tmp_path / RECORD).write_bytes(content)
+        assert not same(read_record(tmp_path), other)
+
+
+def test_table_of_contigs_of_any_damage_is_reported_or_refused(sample: Sample) -> None:
+    sample.classify()
+    out, page = sample.folder / "out", sample.folder / "report.html"
+    rows = [line.split("\t") for line in (out / "contigs.tsv").read_text().splitlines()]
+
+    def use() -> None:
+        write_report([out], page)
+        read_contigs(out / "contigs.tsv")
+
+    found: Counter[str] = Counter()
+    cells = ("", "x", "-1", "1e999", "nan", "7.5", str(10**30), "\0", "virus", "\x85")
+    for column in range(len(rows[0])):
+        for row in (0, 1, 3):
+            for cell in cells:
+                damaged = [list(one) for one in rows]
+                damaged[row][column] = cell
+                text = "\n".join("\t".join(one) for one in damaged) + "\n"
+                (out / "contigs.tsv").write_text(text)
+                found[outcome(InputError, use)] += 1
+        text = "\n".join("\t".join(one[:column] + one[column + 1 :]) for one in rows) + "\n"
+        (out / "contigs.tsv").write_text(text)
+        assert outcome(InputError, use) == "refused"
+    for content in (b"", b"\n", b"\xff\xfe", b"contig\n", "\t".join(rows[0]).encode()):
+        (out / "contigs.tsv").write_bytes(content)
+        outcome(InputError, use)
+    assert found["refused"] > 50

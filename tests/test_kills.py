@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_embedding import read
-from tiny import WINDOW
+from tiny import repeated_frames
 
 from virnucpro_core.embedding.shards import EmbeddingFile
-from virnucpro_core.sequences.translate import translate
 
 KILLS = 100
-ONE = """
+FLUSHING = """
 import sys
 from virnucpro_core.embedding import journal
 journal.FLUSH_SECONDS = float(sys.argv.pop(1))
@@ -38,7 +37,7 @@ class Killed:
         # spawned workers keep the usual interval
         words = ["0.05" if devices == "cpu" else "2", "embed", str(frames), "-o", str(output)]
         words += ["--model", "tiny", "--models-dir", str(models_dir), "--devices", devices]
-        self._command = [sys.executable, "-c", ONE, *words]
+        self._command = [sys.executable, "-c", FLUSHING, *words]
         self.kept = 0
 
     def start(self) -> subprocess.Popen[str]:
@@ -80,10 +79,7 @@ class Killed:
 def test_embed_killed_a_hundred_times_gives_the_unbroken_runs_rows(
     edge: Path, models_dir: Path, tmp_path: Path
 ) -> None:
-    text = edge.read_text()
-    (tmp_path / "many.fa").write_text("".join(text.replace(">", f">{n}_") for n in range(12)))
-    frames = tmp_path / "frames.parquet"
-    translate([tmp_path / "many.fa"], frames, WINDOW)
+    frames = repeated_frames(edge, tmp_path, 12)
     unbroken, seconds = {}, {}
     for devices in ("cpu", "cpu,cpu"):
         run = Killed(frames, models_dir, tmp_path / "unbroken.h5", devices)

@@ -25,6 +25,10 @@ pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+BARE = {"LC_ALL": "C", "LANG": "C"}
+"""The locale of cron, or of `env -i`."""
+
+
 def nextflow(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run Nextflow in a folder; its stdout and stderr come as one text."""
     return subprocess.run(

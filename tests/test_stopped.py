@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_cli import assert_refused
+from test_cli import assert_refused, virnucpro
 
 from virnucpro_core import cli
-from virnucpro_core.errors import InputError, out_of_memory
+from virnucpro_core.errors import GpuMemoryError, InputError, out_of_memory
 from virnucpro_core.models.store import Model
 from virnucpro_core.results.classify import classify
 from virnucpro_core.sequences.split import split
@@ -166,6 +166,25 @@ def test_memory_that_runs_out_is_known_in_every_library_s_words(ask: object) -> 
     assert out_of_memory(caught.value), caught.value
     assert not out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert not out_of_memory(ValueError("a number"))
+
+
+def test_file_that_is_called_like_a_lack_of_memory_is_no_lack_of_memory(tmp_path: Path) -> None:
+    words = ["translate", tmp_path / "cannot allocate.fa", "-o", tmp_path / "f", "--window", 300]
+    assert_refused(virnucpro(*words), 2, r"cannot allocate\.fa: no such file; ")
+
+
+def test_memory_of_a_gpu_that_ran_out_keeps_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out(_: object) -> None:
+        try:
+            raise RuntimeError("CUDA error: cannot allocate memory")
+        except RuntimeError:
+            raise GpuMemoryError("cuda:0: out of memory with one frame.") from None
+
+    monkeypatch.setattr("virnucpro_core.models.store.list_models", out)
+    assert cli.run(["models", "list"]) == 4
+    assert "one frame" in capsys.readouterr().err
 
 
 def test_memory_that_ran_out_under_a_verdict_on_a_file_counts(

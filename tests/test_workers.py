@@ -18,12 +18,11 @@ from threading import Event
 
 import numpy as np
 import pytest
-from tiny import WINDOW
+from tiny import repeated_frames
 
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import InputError, ModelError, StoppedError, VirNucProError
-from virnucpro_core.sequences.translate import translate
 
 TWO = ["cpu", "cpu"]
 logger = logging.getLogger("virnucpro.test")
@@ -219,9 +218,7 @@ def kill_worker(parent: int) -> None:
 def test_embed_after_a_worker_died_a_rerun_does_only_what_is_left(
     edge: Path, models_dir: Path, tmp_path: Path
 ) -> None:
-    text = edge.read_text()
-    (tmp_path / "many.fa").write_text("".join(text.replace(">", f">{n}_") for n in range(12)))
-    translate([tmp_path / "many.fa"], tmp_path / "frames.parquet", WINDOW)
+    repeated_frames(edge, tmp_path, 12)
 
     def start(name: str) -> subprocess.Popen[str]:
         command = [

@@ -13,6 +13,7 @@ from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.export import write_dnabert_s, write_esm2
 from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.sequences.translate import translate
 
 WINDOW = 300
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
@@ -43,3 +44,11 @@ def write_tiny_model(root: Path, name: str = "tiny", seed: int = 0) -> Model:
     save_esm2(folder / "esm2")
     save_file(MLPClassifier(56, 8).state_dict(), folder / "classifier.safetensors")
     return write_model(folder, name, WINDOW, 56)
+
+
+def repeated_frames(fasta: Path, folder: Path, times: int) -> Path:
+    """The frame table of a FASTA's contigs, so many times over: work that lasts for seconds."""
+    text, many = fasta.read_text(), folder / "many.fa"
+    many.write_text("".join(text.replace(">", f">{n}_") for n in range(times)))
+    translate([many], folder / "frames.parquet", WINDOW)
+    return folder / "frames.parquet"

@@ -56,8 +56,11 @@ _NO_MEMORY = re.compile(
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the host's memory ran out, in whatever way a library says it.
 
-    It is then no verdict on the file that was read. A GPU's memory is another matter.
+    It is then no verdict on the file that was read. A GPU's memory is another matter, and so are
+    our own sentences, which name files that may be called anything.
     """
+    if isinstance(error, VirNucProError):
+        return False
     if isinstance(error, MemoryError):  # Arrow's among them
         return True
     if isinstance(error, OSError) and error.errno is not None:

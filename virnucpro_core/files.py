@@ -16,7 +16,6 @@ from virnucpro_core.errors import (
     InputError,
     MachineError,
     StoppedError,
-    VirNucProError,
     out_of_memory,
 )
 
@@ -47,7 +46,7 @@ def blame_machine(error: BaseException, path: Path) -> None:
     StoppedError where the host's memory ran out, since more of it may be had on the next try.
     To be called first wherever an error is read as a verdict on a file.
     """
-    if not isinstance(error, VirNucProError) and out_of_memory(error):
+    if out_of_memory(error):
         raise StoppedError(
             f"{path}: memory ran out; nothing finished is lost, run the same command again with "
             "more memory."

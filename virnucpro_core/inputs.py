@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import blamed, written_aside
 
 Input = list[dict[str, Any]]
 """Of each file its `name`, its `bytes`, and the `sha256` of its content, None for a pipe."""
@@ -42,7 +42,7 @@ def identify(paths: Sequence[Path]) -> Input:
         about: dict[str, Any] = {"name": path.name, "bytes": None, "sha256": None}
         if path.is_file():
             try:
-                with path.open("rb") as handle:
+                with blamed(path), path.open("rb") as handle:
                     about["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
                     about["bytes"] = handle.tell()
             except PermissionError:
@@ -68,7 +68,7 @@ def read_record(folder: Path) -> object:
     """The input whose work a folder holds, as it was recorded; None where there is no record."""
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
 
 

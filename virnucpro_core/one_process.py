@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from virnucpro_core import __version__
 from virnucpro_core.embedding.devices import parse_devices
-from virnucpro_core.embedding.engine import embed, origin_of
+from virnucpro_core.embedding.engine import SHARD, embed, origin_of
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
@@ -34,7 +34,6 @@ from virnucpro_core.sequences.translate import translate
 logger = logging.getLogger("virnucpro.predict")
 
 WORK = ".work"
-SHARD = "shard.h5"
 REPORT = "report.html"
 _ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
 """What a sample's name, made of its file's, goes without."""

@@ -18,7 +18,13 @@ from typer.exceptions import TyperException
 
 from virnucpro_core import __version__
 from virnucpro_core.cli import measure, models, stages
-from virnucpro_core.errors import InputError, StoppedError, VirNucProError, out_of_memory
+from virnucpro_core.errors import (
+    GpuMemoryError,
+    InputError,
+    StoppedError,
+    VirNucProError,
+    out_of_memory,
+)
 from virnucpro_core.files import blamed
 
 app = typer.Typer(
@@ -81,7 +87,8 @@ def _verdict(error: BaseException) -> tuple[str, int] | None:
     """One sentence and the exit code for an error; None for a fault of the program."""
     if isinstance(error, _Stopped):
         return f"stopped by {error}; {_AGAIN}.", StoppedError.exit_code
-    if any(out_of_memory(one) for one in _chain(error)) and not isinstance(error, StoppedError):
+    told = isinstance(error, StoppedError | GpuMemoryError)  # whose sentence says more
+    if any(out_of_memory(one) for one in _chain(error)) and not told:
         return f"memory ran out; {_AGAIN} with more memory.", StoppedError.exit_code
     if isinstance(error, VirNucProError):
         return str(error), error.exit_code

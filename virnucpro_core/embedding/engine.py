@@ -267,6 +267,7 @@ def embed(
     with _workplace(output, checkpoint_dir, key.hexdigest()[:16]) as folder:
         if _finished(output, origin, meta, force=force):
             logger.info("%s is complete already", output)
+            shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it after the rename
             return
         done = begin(folder, frames, meta, origin, model.dim)
         if not done.all():

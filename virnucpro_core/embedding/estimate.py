@@ -39,4 +39,4 @@ def cpu_warning(frames: Path, model: Model) -> str | None:
     seconds = cpu_seconds(frames, model)
     if seconds < LONG:
         return None
-    return f"the CPU does the work, and takes about {in_words(seconds)}; a GPU would take minutes"
+    return f"the CPU does the work, and takes about {in_words(seconds)}"

@@ -41,7 +41,7 @@ def read_summary(out: Path) -> dict[str, Any] | None:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         blame_machine(error, path)
         return {}
     return summary if isinstance(summary, dict) else {}
@@ -63,7 +63,7 @@ def kept_scores(out: Path) -> Scores:
     try:
         footer = pq.read_metadata(path).metadata or {}
         made = json.loads(footer[MADE])
-    except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
+    except (OSError, KeyError, ValueError, RecursionError, pa.ArrowInvalid) as error:
         blame_machine(error, path)
         raise InputError(f"{path}: keeps no scores of this version; embed again.") from None
 

@@ -15,13 +15,13 @@ from urllib.parse import quote
 import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
 from virnucpro_core import __version__
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import written_aside
-from virnucpro_core.results.calls import CALLS, CONTIGS, REASONS
+from virnucpro_core.files import blame_machine, written_aside
+from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.figures import Scores, bases
+from virnucpro_core.results.tables import contig_batches
 
 logger = logging.getLogger("virnucpro.report")
 
@@ -29,6 +29,7 @@ LISTED = 500
 """Contigs in the page's table; a browser sorts this many at once."""
 
 MADE_BY = ("model", "window", "min_viral_fraction", "precision", "packed", "version", "weights")
+PREFIX = "virnucpro: "
 REFUSED = "refused.txt"
 """What stands in the folder of a sample that was left out, in the place of results: the reason."""
 
@@ -38,6 +39,10 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     "windows": ("total", "called", "virus"),
     "frames": ("total", "virus"),
     "bases": ("total", "virus"),
+}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("sample", "model", "precision", "version"), str),
+    **{"window": int, "packed": bool, "min_viral_fraction": (int, float), "weights": dict},
 }
 _ORDER = [("mean_virus_score", "descending"), ("length", "descending"), ("contig", "ascending")]
 
@@ -60,15 +65,22 @@ def _read_summary(out: Path) -> _Sample:
         summary = json.loads(path.read_text(encoding="utf-8"))
         for part, keys in _COUNTS.items():
             summary[part] = {key: int(summary[part][key]) for key in keys}
-        if missing := [key for key in (*MADE_BY, "sample") if key not in summary]:
-            raise KeyError(missing[0])
+        for key, kind in _KINDS.items():
+            if not isinstance(summary[key], kind):
+                raise TypeError(f"{key} is of another kind")
+        summary["embedded_on"] = [
+            (str(one["device"]), str(one["precision"]), int(one["peak_bytes"]))
+            for one in summary.get("embedded_on", ())
+        ]
+        json.dumps(summary, ensure_ascii=False).encode()  # what is no text can't be written
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file; give the folders that `virnucpro classify` wrote."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        blame_machine(error, path)
         raise InputError(
-            f"{path}: is no summary of a classified sample ({error!r}); classify again."
+            f"{path}: is no summary of a classified sample ({error!r:.200}); classify again."
         ) from None
     return _Sample(out, summary)
 
@@ -76,7 +88,7 @@ def _read_summary(out: Path) -> _Sample:
 def _read_refusals(outs: Sequence[Path]) -> dict[Path, str]:
     """Why a sample was left out, by the folder that says so."""
     return {
-        out: (out / REFUSED).read_text(encoding="utf-8").strip().removeprefix("virnucpro: ")
+        out: (out / REFUSED).read_bytes().decode(errors="replace").strip().removeprefix(PREFIX)
         for out in outs
         if (out / REFUSED).is_file() and not (out / "summary.json").exists()
     }
@@ -84,32 +96,17 @@ def _read_refusals(outs: Sequence[Path]) -> dict[Path, str]:
 
 def _read_contigs(sample: _Sample, best: pa.Table | None, scores: Scores) -> pa.Table:
     """Stream a sample's contigs.tsv into the figures' counts and the table of best contigs."""
-    path = sample.out / "contigs.tsv"
-    try:
-        reader = pacsv.open_csv(
-            path,
-            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=pacsv.ConvertOptions(
-                column_types=CONTIGS, include_columns=CONTIGS.names, null_values=[""]
-            ),
+    for batch in contig_batches(sample.out / "contigs.tsv"):
+        table = pa.Table.from_batches([batch])
+        scored = table.filter(pc.is_finite(table["mean_virus_score"]))
+        scores.add(
+            scored["length"].to_numpy(),
+            scored["mean_virus_score"].to_numpy(),
+            pc.equal(scored["call"], "virus").to_numpy(),
         )
-        for batch in reader:
-            table = pa.Table.from_batches([batch])
-            scored = table.filter(pc.is_valid(table["mean_virus_score"]))
-            scores.add(
-                scored["length"].to_numpy(),
-                scored["mean_virus_score"].to_numpy(),
-                pc.equal(scored["call"], "virus").to_numpy(),
-            )
-            table = table.append_column("sample", pa.array([sample.name] * len(table), pa.string()))
-            both = table if best is None else pa.concat_tables([best, table])
-            best = both.sort_by(_ORDER).slice(0, LISTED)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; classify the sample again.") from None
-    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise InputError(
-            f"{path}: is no contigs.tsv of ours ({str(error).splitlines()[0]}); classify again."
-        ) from None
+        table = table.append_column("sample", pa.array([sample.name] * len(table), pa.string()))
+        both = table if best is None else pa.concat_tables([best, table])
+        best = both.sort_by(_ORDER).slice(0, LISTED)
     return best
 
 
@@ -121,9 +118,9 @@ def _made_by(samples: Sequence[_Sample]) -> list[dict[str, Any]]:
         key = json.dumps(facts, sort_keys=True)
         way = ways.setdefault(key, {**facts, "samples": [], "embedded_on": {}})
         way["samples"].append(sample.name)
-        for one in sample.summary.get("embedded_on", ()):
-            on = f"{one['device']}, {one['precision']}"
-            way["embedded_on"][on] = max(way["embedded_on"].get(on, 0), one["peak_bytes"])
+        for device, precision, peak in sample.summary["embedded_on"]:
+            on = f"{device}, {precision}"
+            way["embedded_on"][on] = max(way["embedded_on"].get(on, 0), peak)
     for way in ways.values():
         way["embedded_on"] = [
             f"{on}, at most {peak / 2**30:.1f} GiB"

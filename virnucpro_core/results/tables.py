@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, made, written_aside
-from virnucpro_core.results.calls import CONTIGS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.results.calls import CALLS, CONTIGS, Float32Array, WindowCalls, frame_is_virus
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
 from virnucpro_core.schema import FRAMES, ROWS
@@ -159,10 +159,15 @@ class ResultFiles:
         (self._out / "summary.json").unlink(missing_ok=True)
 
 
-def read_contigs(path: Path) -> pa.Table:
-    """The table of contigs (`calls.CONTIGS`) out of a contigs.tsv; InputError when it is none."""
+_ALWAYS = ("contig", "length", "windows", "frames", "viral_windows", "call")
+"""Columns of contigs.tsv that have a value in every row."""
+_SCORES = ("viral_fraction", "max_virus_score", "mean_virus_score")
+
+
+def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Stream a contigs.tsv as rows of `calls.CONTIGS`; InputError when it is none."""
     try:
-        return pacsv.read_csv(
+        reader = pacsv.open_csv(
             path,
             parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
             convert_options=pacsv.ConvertOptions(
@@ -172,6 +177,27 @@ def read_contigs(path: Path) -> pa.Table:
                 strings_can_be_null=True,
             ),
         )
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
+        for batch in reader:
+            if any(batch[name].null_count for name in _ALWAYS):
+                raise ValueError("a cell is empty")
+            if not set(batch["call"].unique().to_pylist()) <= set(CALLS):
+                raise ValueError("a call is none of ours")
+            called = pc.not_equal(batch["call"], "no_call")
+            for name in _SCORES:  # of what has a call, and of nothing else
+                share = pc.and_(pc.greater_equal(batch[name], 0), pc.less_equal(batch[name], 1))
+                if not pc.fill_null(share, False).equals(called):
+                    raise ValueError(f"a {name} does not fit its call")
+            yield batch
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; classify the sample again.") from None
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         blame_machine(error, path)
-        raise InputError(f"{path}: is no table of contigs ({error}); classify again.") from None
+        said = str(error).splitlines()[0]
+        raise InputError(
+            f"{path}: is no contigs.tsv of ours ({said:.200}); classify again."
+        ) from None
+
+
+def read_contigs(path: Path) -> pa.Table:
+    """The table of contigs (`calls.CONTIGS`) out of a contigs.tsv; InputError when it is none."""
+    return pa.Table.from_batches(contig_batches(path), CONTIGS)

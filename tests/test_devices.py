@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,23 @@ def test_lease_that_waits_for_two_holds_neither(hold: Hold) -> None:
     assert both.stdout is not None
     assert not select.select([both.stdout], [], [], 4)[0]
     assert took(hold("cuda:0")) == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, "u1"), ("0,1", "u1"), ("GPU-a,GPU-b", "u1"), ("MIG-x,MIG-y", "MIG-y"), ("MIG-x", "u1")],
+)
+def test_identity_is_the_uuid_or_what_names_a_slice(
+    visible: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def properties(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(uuid=f"u{device.index}")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert identity(torch.device("cuda:1")) == expected
 
 
 @pytest.mark.gpu

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from translate import replicate
 
-from virnucpro_core.benchmark.endtoend import write_random_model
-from virnucpro_core.benchmark.lines import PUBLISHED
-from virnucpro_core.machine import machine
+from virnucpro_core.lab.benchmark.endtoend import write_random_model
+from virnucpro_core.lab.benchmark.lines import PUBLISHED
+from virnucpro_core.lab.machine import machine
 from virnucpro_core.schema import frame_meta
 from virnucpro_core.sequences.translate import translate
 

@@ -19,10 +19,10 @@ from tiny import save_dnabert_s, save_esm2
 
 import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.lab.export import published
 from virnucpro_core.models.attention import Layout, alibi_slopes, varlen_attention
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2, HUGGING_FACE
-from virnucpro_core.models.export import published
 from virnucpro_core.models.packing import plan
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens, esm_tokens
 

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from virnucpro_core.benchmark import benchmark
-from virnucpro_core.benchmark.lines import Line
-from virnucpro_core.benchmark.plot import plot
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.errors import InputError
-from virnucpro_core.machine import machine
+from virnucpro_core.lab.benchmark import benchmark
+from virnucpro_core.lab.benchmark.lines import Line
+from virnucpro_core.lab.benchmark.plot import plot
+from virnucpro_core.lab.machine import machine
+from virnucpro_core.lab.profile import _shared_out, lines, profile
 from virnucpro_core.models.store import Model
-from virnucpro_core.profile import _shared_out, lines, profile
 
 CPU = torch.device("cpu")
 

@@ -67,7 +67,7 @@ def test_train_options(
         asked.update(virus=virus, other=other, out=out, **options)
         return {"test": {}}
 
-    monkeypatch.setattr("virnucpro_core.train.train", train)
+    monkeypatch.setattr("virnucpro_core.lab.train.train", train)
     out = tmp_path / "models/own"
     words: list[object] = ["train", "--virus", three, "--other", "o.fa", "--more-virus", "u.fa"]
     words += ["--more-other", "w.fa"]

@@ -12,9 +12,9 @@ import pytest
 from test_cli import assert_refused, virnucpro
 
 import virnucpro_core as vnp
-from virnucpro_core.augment import Augmentation, Batches, read_frames
-from virnucpro_core.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
-from virnucpro_core.heldout import (
+from virnucpro_core.lab.augment import Augmentation, Batches, read_frames
+from virnucpro_core.lab.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
+from virnucpro_core.lab.heldout import (
     Labelled,
     Scored,
     conservative,
@@ -25,11 +25,11 @@ from virnucpro_core.heldout import (
     roc_auc,
     score_windows,
 )
+from virnucpro_core.lab.train import Recipe, train
 from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import stop_free_frames
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, NucleotideTokenizer
-from virnucpro_core.train import Recipe, train
 
 SMALL = Recipe(
     nucleotide=(1, 16, 2), protein=(1, 16, 2), hidden=8, vocabulary=64, steps=40, batch=64,

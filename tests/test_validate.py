@@ -16,13 +16,13 @@ from tiny import WINDOW, write_tiny_model
 
 import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.lab.validate import sample_frames, validate
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.ops import Float8Linear
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.models.validations import LEAST_FRAMES, STORED, passed, require
 from virnucpro_core.sequences.translate import translate
-from virnucpro_core.validate import sample_frames, validate
 
 CPU = torch.device("cpu")
 PHAGES = Path(__file__).parents[1] / "assets/demo/phages.fasta"
@@ -86,7 +86,9 @@ def test_validate_flipped_calls_are_listed_with_their_margin(
         torch.tensor([[0.0, virus] for virus in scores] + [[0.0, 5.0]] * 7)
         for scores in ([0.1, -0.4, 0.2], [-0.1, 0.4, 0.3])
     )
-    monkeypatch.setattr("virnucpro_core.validate.load_classifier", lambda _: lambda _: next(logits))
+    monkeypatch.setattr(
+        "virnucpro_core.lab.validate.load_classifier", lambda _: lambda _: next(logits)
+    )
     outcome = validate(edge_frames, own, "bf16", device=CPU, sample=10)
     ids = sample_frames(edge_frames, 10)["frame_id"].to_pylist()
     assert [flip["frame_id"] for flip in outcome.flips] == [ids[1], ids[0]]
@@ -130,7 +132,7 @@ def test_validation_failed_undoes_one_that_was_passed(
     validate(edge_frames, own, "fp16", device=CPU, min_cosine=1, sample=LEAST_FRAMES)
     assert passed(own, "fp16"), "a bar of the user's own closes no gate"
     calls = iter([np.ones(LEAST_FRAMES, bool), np.zeros(LEAST_FRAMES, bool)])
-    monkeypatch.setattr("virnucpro_core.validate.frame_is_virus", lambda _: next(calls))
+    monkeypatch.setattr("virnucpro_core.lab.validate.frame_is_virus", lambda _: next(calls))
     validate(edge_frames, own, "fp16", device=CPU, sample=LEAST_FRAMES)
     assert not passed(own, "fp16")
 
@@ -163,7 +165,7 @@ def test_validation_below_the_default_bars_opens_no_gate(
             encoder.norm.bias.data += torch.randn_like(encoder.norm.bias)
         return encoder
 
-    monkeypatch.setattr("virnucpro_core.validate.load_esm2", scrambled)
+    monkeypatch.setattr("virnucpro_core.lab.validate.load_esm2", scrambled)
     outcome = validate(
         edge_frames, own, "bf16", device=CPU, sample=200, min_agreement=0, min_cosine=-1
     )
@@ -221,7 +223,7 @@ def test_validate_values_that_are_not_finite_are_refused(own: Model, edge_frames
         return encoder
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("virnucpro_core.validate.load_esm2", broken)
+        patch.setattr("virnucpro_core.lab.validate.load_esm2", broken)
         with pytest.raises(VirNucProError, match="ESM-2 of tiny in fp16 gives values not finite"):
             validate(edge_frames, own, "fp16", device=CPU, sample=5)
 

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from virnucpro_core.lab.export import write_dnabert_s, write_esm2
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.export import write_dnabert_s, write_esm2
 from virnucpro_core.models.store import Model, write_model
 from virnucpro_core.sequences.translate import translate
 

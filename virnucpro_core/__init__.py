@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.version import __version__
 
 if TYPE_CHECKING:
     from virnucpro_core.models.classifier import load_classifier
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from virnucpro_core.models.esm2 import load_esm2
     from virnucpro_core.one_process import predict
 
-__version__ = "0.1.0"
-
 __all__ = [
     "InputError",
     "ModelError",
+    "__version__",
     "load_classifier",
     "load_dnabert_s",
     "load_esm2",

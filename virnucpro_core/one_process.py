@@ -13,7 +13,6 @@ from typing import TypedDict
 
 import pyarrow as pa
 
-from virnucpro_core import __version__
 from virnucpro_core.embedding.devices import parse_devices
 from virnucpro_core.embedding.engine import SHARD, embed, origin_of
 from virnucpro_core.embedding.merge import merge
@@ -30,6 +29,7 @@ from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import RESULTS, read_contigs
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
+from virnucpro_core.version import __version__
 
 logger = logging.getLogger("virnucpro.predict")
 

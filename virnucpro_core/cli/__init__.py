@@ -16,7 +16,6 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from virnucpro_core import __version__
 from virnucpro_core.cli import measure, models, stages
 from virnucpro_core.errors import (
     GpuMemoryError,
@@ -26,6 +25,7 @@ from virnucpro_core.errors import (
     out_of_memory,
 )
 from virnucpro_core.files import blamed
+from virnucpro_core.version import __version__
 
 app = typer.Typer(
     help="Find viruses in short metagenomic contigs.",

@@ -59,8 +59,8 @@ def validate(
 ) -> None:
     """Compare a precision with another on a sample of frames; exit code 1 below the bar."""
     from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.lab.validate import validate
     from virnucpro_core.models.store import resolve_model
-    from virnucpro_core.validate import validate
 
     with _json_into(json_file) as record:
         outcome = validate(
@@ -95,8 +95,8 @@ def benchmark(
     device: Device = "auto",
 ) -> None:
     """Time both encoders against this machine's limits, each line with its bar; needs no model."""
-    from virnucpro_core.benchmark import benchmark
     from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.lab.benchmark import benchmark
 
     place = parse_devices(device)[0]
     benchmark(output, device=place, sections=section, tables=frames or (), show=typer.echo)
@@ -115,8 +115,8 @@ def profile(
 ) -> None:
     """Break one `embed` run into its stages and, on a GPU, its kernels and idle time."""
     from virnucpro_core.embedding.devices import default_precision, parse_devices
+    from virnucpro_core.lab.profile import lines, profile
     from virnucpro_core.models.store import resolve_model
-    from virnucpro_core.profile import lines, profile
 
     place = parse_devices(device)[0]
     chosen = precision or default_precision(place)
@@ -142,7 +142,7 @@ def train(
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.train import train
+    from virnucpro_core.lab.train import train
 
     place = str(parse_devices(device)[0])
     if (output / "model.json").exists() and not force:
@@ -177,7 +177,7 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled FASTA: ROC AUC, sensitivity, specificity, by length and kind."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.heldout import Labelled, evaluate
+    from virnucpro_core.lab.heldout import Labelled, evaluate
     from virnucpro_core.models.store import resolve_model
 
     place, chosen = parse_devices(device)[0], resolve_model(model, models_dir)

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from virnucpro_core import __version__
 from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, write_at
 from virnucpro_core.embedding.journal import Checksums, checksums
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
 from virnucpro_core.schema import frame_batches
+from virnucpro_core.version import __version__
 
 FORMAT = "2"
 

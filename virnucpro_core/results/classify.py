@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from virnucpro_core import __version__
 from virnucpro_core.embedding.hdf5 import open_h5
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin, Source
 from virnucpro_core.errors import InputError, ModelError
@@ -36,6 +35,7 @@ from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.tables import ResultFiles
 from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.sequences.windows import Int64Array
+from virnucpro_core.version import __version__
 
 logger = logging.getLogger("virnucpro.classify")
 

@@ -16,12 +16,12 @@ import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from virnucpro_core import __version__
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.figures import Scores, bases
 from virnucpro_core.results.tables import contig_batches
+from virnucpro_core.version import __version__
 
 logger = logging.getLogger("virnucpro.report")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from virnucpro_core.benchmark.lines import Line
+from virnucpro_core.lab.benchmark.lines import Line
 
 ROW, LEFT, WIDTH, RIGHT = 24, 420, 360, 150
 

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from virnucpro_core.benchmark.lines import Line, Size
-from virnucpro_core.benchmark.peers import PEERS
 from virnucpro_core.embedding.schedule import protein_tokens
+from virnucpro_core.lab.benchmark.lines import Line, Size
+from virnucpro_core.lab.benchmark.peers import PEERS
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.encoder import Encoder, unfilled
 from virnucpro_core.models.esm2 import ESM2

@@ -19,7 +19,7 @@ from numpy.linalg import norm
 from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError, VirNucProError
-from virnucpro_core.machine import machine
+from virnucpro_core.lab.machine import machine
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2

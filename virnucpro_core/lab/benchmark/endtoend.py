@@ -18,18 +18,18 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from virnucpro_core.augment import train_tokenizer
-from virnucpro_core.benchmark.encoders import build
-from virnucpro_core.benchmark.lines import PUBLISHED, Line, Size
 from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.errors import VirNucProError
+from virnucpro_core.lab.augment import train_tokenizer
+from virnucpro_core.lab.benchmark.encoders import build
+from virnucpro_core.lab.benchmark.lines import PUBLISHED, Line, Size
+from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.lab.profile import profile
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.export import write_dnabert_s, write_esm2, write_weights
 from virnucpro_core.models.store import Model, write_model
-from virnucpro_core.profile import profile
 from virnucpro_core.schema import frame_meta
 from virnucpro_core.sequences.translate import translate
 

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch.utils.data import DataLoader, Dataset
 
-from virnucpro_core.corpus import Codes, Corpus, letters
+from virnucpro_core.lab.corpus import Codes, Corpus, letters
 from virnucpro_core.sequences.frames import FORWARD
 from virnucpro_core.sequences.tokens import (
     ESM_BOS,

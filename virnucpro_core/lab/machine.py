@@ -10,7 +10,7 @@ from importlib import metadata
 
 import torch
 
-from virnucpro_core import __version__
+from virnucpro_core.version import __version__
 
 
 def machine(device: torch.device) -> dict[str, str]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from virnucpro_core.corpus import Corpus
 from virnucpro_core.errors import InputError
+from virnucpro_core.lab.corpus import Corpus
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.encoder import Encoder

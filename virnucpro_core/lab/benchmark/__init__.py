@@ -9,18 +9,18 @@ from pathlib import Path
 
 import torch
 
-from virnucpro_core.benchmark.encoders import (
+from virnucpro_core.errors import InputError
+from virnucpro_core.lab.benchmark.encoders import (
     accuracy,
     budgets,
     dnabert_s_share,
     esm2_speed,
     peers,
 )
-from virnucpro_core.benchmark.endtoend import end_to_end
-from virnucpro_core.benchmark.lines import PUBLISHED, SMALL, Line, Size
-from virnucpro_core.benchmark.plot import plot
-from virnucpro_core.errors import InputError
-from virnucpro_core.machine import machine
+from virnucpro_core.lab.benchmark.endtoend import end_to_end
+from virnucpro_core.lab.benchmark.lines import PUBLISHED, SMALL, Line, Size
+from virnucpro_core.lab.benchmark.plot import plot
+from virnucpro_core.lab.machine import machine
 
 SECTIONS: dict[str, Callable[[Size, torch.device], Iterator[Line]]] = {
     "esm2": esm2_speed,

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from virnucpro_core.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
-from virnucpro_core.corpus import PARTS, Corpus, letters
-from virnucpro_core.heldout import (
+from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
+from virnucpro_core.lab.corpus import PARTS, Corpus, letters
+from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
     conservative,
@@ -36,7 +37,6 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.export import write_dnabert_s, write_esm2, write_weights
 from virnucpro_core.models.store import Model, write_model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer

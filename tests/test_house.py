@@ -1,0 +1,51 @@
+"""Which room may import which."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "virnucpro_core"
+
+
+def imports(path: Path, *, at_start: bool = False) -> Iterator[str]:
+    """Modules that a file names in its imports: all, or those that importing it imports."""
+    tree = ast.parse(path.read_text())
+    inner = {
+        id(node)
+        for scope in ast.walk(tree)
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(scope)
+    }
+    for node in ast.walk(tree):
+        if at_start and id(node) in inner:
+            continue
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                yield from (f"{module}.{name.name}" for name in names)
+
+
+def test_lab_from_outside_is_imported_by_its_commands_alone() -> None:
+    arrows = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if PACKAGE / "lab" not in path.parents
+        and any(name.startswith("virnucpro_core.lab") for name in imports(path))
+    }
+    assert arrows == {"cli/measure.py"}
+    measure = PACKAGE / "cli" / "measure.py"
+    assert not any("lab" in name for name in imports(measure, at_start=True))
+
+
+def test_the_face_of_the_package_is_imported_by_no_room() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for name in imports(path):
+            package, _, rest = name.partition(".")
+            assert (
+                package != "virnucpro_core"
+                or (PACKAGE / rest.partition(".")[0]).exists()
+                or (PACKAGE / f"{rest.partition('.')[0]}.py").exists()
+            ), f"{path} imports {name}"

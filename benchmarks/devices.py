@@ -27,7 +27,7 @@ from translate import replicate
 from virnucpro_core.lab.benchmark.endtoend import write_random_model
 from virnucpro_core.lab.benchmark.lines import PUBLISHED
 from virnucpro_core.lab.machine import machine
-from virnucpro_core.schema import frame_meta
+from virnucpro_core.parquet import frame_meta
 from virnucpro_core.sequences.translate import translate
 
 FIRST = re.compile(r"virnucpro\.embed: first batch")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from virnucpro_core import load_dnabert_s, load_esm2
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.models.store import resolve_model
-from virnucpro_core.schema import frame_batches
+from virnucpro_core.parquet import frame_batches
 
 
 def compare(embeddings: Path, frames: Path, name: str, sample: int = 20) -> str:

@@ -17,8 +17,8 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import Origin, create_shard, seal, write_rows
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.store import Model
+from virnucpro_core.parquet import frame_meta
 from virnucpro_core.results.classify import classify
-from virnucpro_core.schema import frame_meta
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 

@@ -23,7 +23,7 @@ from virnucpro_core.models.encoder import folder_config
 from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.models.validations import STORED, passed
-from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 

@@ -14,9 +14,10 @@ import pytest
 from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.results.calls import CALLS, CONTIGS, REASONS
+from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.figures import Scores
 from virnucpro_core.results.report import LISTED, write_report
+from virnucpro_core.schema import CONTIGS
 
 Row = tuple[str, int, str, float | None]
 

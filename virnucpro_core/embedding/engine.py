@@ -43,8 +43,8 @@ from virnucpro_core.models.attention import numerics
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
+from virnucpro_core.parquet import FrameMeta, frame_meta
 from virnucpro_core.progress import Progress
-from virnucpro_core.schema import FrameMeta, frame_meta
 
 logger = logging.getLogger("virnucpro.embed")
 

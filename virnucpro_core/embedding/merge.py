@@ -15,7 +15,7 @@ from virnucpro_core.embedding.hdf5 import lay_out
 from virnucpro_core.embedding.shards import EmbeddingFile, lay_out_rows, seal, write_rows
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, written_aside
-from virnucpro_core.schema import frame_batches, frame_meta
+from virnucpro_core.parquet import frame_batches, frame_meta
 
 logger = logging.getLogger("virnucpro.merge")
 

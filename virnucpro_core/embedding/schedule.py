@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.packing import plan
-from virnucpro_core.schema import frame_batches
+from virnucpro_core.parquet import frame_batches
 from virnucpro_core.sequences.tokens import Tokens
 
 ESM_SPECIAL_TOKENS = 2

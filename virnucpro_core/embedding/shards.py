@@ -19,7 +19,7 @@ from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, 
 from virnucpro_core.embedding.journal import Checksums, checksums
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
-from virnucpro_core.schema import frame_batches
+from virnucpro_core.parquet import frame_batches
 from virnucpro_core.version import __version__
 
 FORMAT = "2"

@@ -20,7 +20,7 @@ from virnucpro_core.embedding.engine import Job, begin, finish, origin_of, run_s
 from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.store import Model
-from virnucpro_core.schema import frame_meta
+from virnucpro_core.parquet import frame_meta
 
 FAMILIES = {
     "copy in": "memcpy htod",

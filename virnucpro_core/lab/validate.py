@@ -26,8 +26,8 @@ from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.precision import check_precision, dtype_of
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import BARS, keep
+from virnucpro_core.parquet import frame_batches, frame_meta
 from virnucpro_core.results.calls import frame_is_virus
-from virnucpro_core.schema import frame_batches, frame_meta
 
 logger = logging.getLogger("virnucpro.validate")
 

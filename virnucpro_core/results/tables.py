@@ -16,23 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, made, written_aside
-from virnucpro_core.results.calls import CALLS, CONTIGS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.parquet import ROWS, table_writer
+from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame_is_virus
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import FRAMES, ROWS
+from virnucpro_core.schema import CONTIGS, SCORED, WINDOWS
 
-SCORED = pa.schema(
-    [
-        *FRAMES,
-        pa.field("score_other", pa.float32()),
-        pa.field("score_virus", pa.float32()),
-        pa.field("call", pa.string()),
-    ]
-)
 RESULTS = (
     "contigs.tsv",
     "windows.tsv",
@@ -42,7 +34,6 @@ RESULTS = (
     HIGHEST_SCORE,
     "summary.json",
 )
-WINDOWS = "window_id contig window start end frames score_other score_virus call"
 
 
 def _text(scores: Float32Array) -> list[str]:
@@ -87,11 +78,9 @@ class ResultFiles:
             # neither name nor time within: the same contigs give the same bytes
             self._viral = stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
             aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
-            self._frames = stack.enter_context(
-                pq.ParquetWriter(aside, SCORED, compression="zstd", write_page_checksum=True)
-            )
+            self._frames = stack.enter_context(table_writer(aside, SCORED))
             self._contigs.write("\t".join(CONTIGS.names) + "\n")
-            self._windows.write("\t".join(WINDOWS.split()) + "\n")
+            self._windows.write("\t".join(WINDOWS) + "\n")
             self._stack = stack.pop_all()
         return self
 
@@ -112,7 +101,7 @@ class ResultFiles:
         """Rows of a frame table with their scores (N, 2) of (other, virus)."""
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
         columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
-        self._frames.write_batch(pa.record_batch(columns, schema=SCORED))
+        self._frames.write(pa.record_batch(columns, schema=SCORED))
         self._predictions.write(frames["frame_id"].to_pylist(), scores)
 
     def write_contigs(
@@ -146,11 +135,10 @@ class ResultFiles:
 
     def finish(self, summary: dict[str, object]) -> None:
         """Write what needs all contigs: the original's sorted file, and summary.json."""
-        self._frames.add_key_value_metadata({MADE: json.dumps(self._made).encode()})
         self._highest.write(self._highest_csv)
         self._summary.write(json.dumps(summary, indent=2) + "\n")
         # what a full disk may refuse is on disk before anything that was there goes
-        self._frames.close()
+        self._frames.finish({MADE: json.dumps(self._made)})
         self._viral.close()
         for handle in self._texts:
             handle.flush()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, made, written_aside
 from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
+from virnucpro_core.parquet import table_writer
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
@@ -145,15 +145,8 @@ def _cut(
 ) -> int:
     """Write the inventory and the pieces, which are added to the list; return their contigs."""
     count = 0
-    with pq.ParquetWriter(
-        inventory,
-        INVENTORY,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["piece"],
-        write_statistics=["length", "piece"],
-        write_page_checksum=True,
-    ) as writer:
+    options = {"use_dictionary": ["piece"], "write_statistics": ["length", "piece"]}
+    with table_writer(inventory, INVENTORY, **options) as writer:
         numbered = _pieces(read_fasta(fasta), shard_bp)
         for piece, contigs in groupby(numbered, itemgetter(0)):
             path = folder / f"piece_{piece:05d}.fasta"
@@ -162,7 +155,8 @@ def _cut(
                     for contig in batch:
                         lines = (b">", contig.id.encode(), b"\n", contig.sequence, b"\n")
                         handle.writelines(lines)
-                    writer.write_batch(_inventory(batch, piece))  # one row group
+                    writer.write(_inventory(batch, piece))  # one row group
                     count += len(batch)
             pieces.append(path)
+        writer.finish()
     return count

@@ -30,7 +30,7 @@ from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.store import Model, write_model
-from virnucpro_core.schema import frame_meta
+from virnucpro_core.parquet import frame_meta
 from virnucpro_core.sequences.translate import translate
 
 CORES = 8

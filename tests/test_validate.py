@@ -18,7 +18,7 @@ import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.lab.validate import sample_frames, validate
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.ops import Float8Linear
+from virnucpro_core.models.float8 import Float8Linear
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.models.validations import LEAST_FRAMES, STORED, passed, require

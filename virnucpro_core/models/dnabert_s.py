@@ -25,7 +25,7 @@ from virnucpro_core.models.encoder import (
     renamed,
     unfilled,
 )
-from virnucpro_core.models.ops import Residual, gated_gelu, segment_mean
+from virnucpro_core.models.ops import add_norm, gated_gelu, segment_mean
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens
 
 
@@ -43,12 +43,11 @@ class Layer(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor, layout: Layout, slopes: Tensor) -> Tensor:
+        """(T, dim) → (T, dim), x being used up. slopes: ALiBi's, float32 (heads)."""
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
-        stream = Residual(x, [self.out.bias])
-        stream.add(varlen_attention(q, k, v, layout, slopes).flatten(1), self.out)
-        stream = Residual(stream.normed(self.attention_norm), [self.down.bias])
-        stream.add(gated_gelu(self.gated(stream.x)), self.down)
-        return stream.normed(self.ffn_norm)
+        mixed = varlen_attention(q, k, v, layout, slopes).flatten(1)
+        x = add_norm(x, mixed, self.out, self.attention_norm)
+        return add_norm(x, gated_gelu(self.gated(x)), self.down, self.ffn_norm)
 
 
 class DNABERTS(Encoder):

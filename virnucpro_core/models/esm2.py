@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
+from virnucpro_core.models import esm2_fused
 from virnucpro_core.models.attention import Layout, Rotary, to_device, varlen_attention
 from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
 from virnucpro_core.models.encoder import (
@@ -24,7 +25,8 @@ from virnucpro_core.models.encoder import (
     renamed,
     unfilled,
 )
-from virnucpro_core.models.ops import Float8Linear, Linear, Residual, segment_mean
+from virnucpro_core.models.float8 import Float8Linear
+from virnucpro_core.models.ops import fused, segment_mean
 from virnucpro_core.models.pickles import Inert
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK, Tokens, esm_tokens
 
@@ -42,20 +44,28 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
-        self.qkv: Linear = nn.Linear(dim, 3 * dim)
+        self.qkv: nn.Linear | Float8Linear = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.ffn_norm = nn.LayerNorm(dim)
-        self.up: Linear = nn.Linear(dim, 4 * dim)
-        self.down: Linear = nn.Linear(4 * dim, dim)
+        self.up: nn.Linear | Float8Linear = nn.Linear(dim, 4 * dim)
+        self.down: nn.Linear | Float8Linear = nn.Linear(4 * dim, dim)
 
-    def qkv_of(self, stream: Residual) -> Tensor:
-        """Queries, keys and values, not rotated yet: (T, 3·dim)."""
-        return stream.through(self.attention_norm, self.qkv)
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, not rotated yet: (T, dim) → (T, 3·dim)."""
+        if fused(x):
+            return esm2_fused.project(self.attention_norm, self.qkv, x)
+        return self.qkv(self.attention_norm(x))  # type: ignore[no-any-return]
 
-    def forward(self, stream: Residual, qkv: Tensor, layout: Layout, rotary: Rotary) -> None:
+    def attend(self, qkv: Tensor, layout: Layout, rotary: Rotary) -> Tensor:
+        """Every head's mix of its sequence's values: (T, 3·dim) → (T, dim)."""
         q, k, v = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
-        stream.add(varlen_attention(q, k, v, layout, rotary).flatten(1), self.out)
-        stream.add(stream.through_gelu(self.ffn_norm, self.up), self.down)
+        return varlen_attention(q, k, v, layout, rotary).flatten(1)
+
+    def forward(self, x: Tensor, qkv: Tensor | None, layout: Layout, rotary: Rotary) -> Tensor:
+        """(T, dim) → (T, dim). qkv: what `project` makes of x, where that is known."""
+        qkv = self.project(x) if qkv is None else qkv
+        x = x + self.out(self.attend(qkv, layout, rotary))
+        return x + self.down(F.gelu(self.up(self.ffn_norm(x))))  # type: ignore[no-any-return]
 
 
 class ESM2(Encoder):
@@ -70,7 +80,9 @@ class ESM2(Encoder):
         self.width = dim // heads
         self.token_dropout = token_dropout
         self.embedding = nn.Embedding(len(ESM_ALPHABET), dim)
-        self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(layers))
+        self.layers: Sequence[Layer] = cast(
+            Any, nn.ModuleList(Layer(dim, heads) for _ in range(layers))
+        )
         self.norm = nn.LayerNorm(dim)
 
     def tokenize(self, sequences: Sequence[str]) -> Tokens:
@@ -82,7 +94,7 @@ class ESM2(Encoder):
         Those depend on nothing but the token, so the layer computes them for the alphabet, and each
         token looks its own up. Mask tokens change the scale of their whole sequence.
         """
-        first = cast(Layer, self.layers[0])
+        project = self.layers[0].project
         place = to_device(ids, layout.cu_seqlens.device)
         if self.token_dropout and (ids == ESM_MASK).any():
             masked = place == ESM_MASK
@@ -90,23 +102,21 @@ class ESM2(Encoder):
             scale = (1 - MASK_RATIO_TRAIN) / (1 - share)
             scale = scale[layout.sequence_of].masked_fill(masked[:, None], 0.0)
             x = self.embedding(place) * scale.to(self.dtype)
-            return x, first.qkv_of(Residual(x))
+            return x, project(x)
         table = self.embedding.weight
         if self.token_dropout:
             table = table * (1 - MASK_RATIO_TRAIN)
-        return F.embedding(place, table), F.embedding(place, first.qkv_of(Residual(table)))
+        return F.embedding(place, table), F.embedding(place, project(table))
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
-        layers = cast("list[Layer]", list(self.layers))
         x, qkv = self._read(ids, layout)
-        biases = [bias for layer in layers for bias in (layer.out.bias, layer.down.bias)]
-        stream = Residual(x, biases)
         rotary = Rotary.of(layout, self.width)
-        for n, layer in enumerate(layers):
-            if n > 0:
-                qkv = layer.qkv_of(stream)
-            layer(stream, qkv, layout, rotary)
-        return stream.normed(self.norm)
+        if fused(x):
+            return esm2_fused.run(self.layers, self.norm, x, qkv, layout, rotary)
+        known: Tensor | None = qkv
+        for layer in self.layers:
+            x, known = layer(x, known, layout, rotary), None
+        return self.norm(x)  # type: ignore[no-any-return]
 
     def pool(self, hidden: Tensor, layout: Layout) -> Tensor:
         residues = (layout.lengths - 2).clamp(0, MAX_POOLED_RESIDUES)
@@ -126,7 +136,7 @@ class ESM2(Encoder):
         a GPU with such tensor cores.
         """
         depth = len(self.layers)
-        for n, layer in enumerate(cast("list[Layer]", list(self.layers))):
+        for n, layer in enumerate(self.layers):
             for name, norm, begin in (
                 ("qkv", layer.attention_norm, depth // 6),
                 ("up", layer.ffn_norm, depth // 18),

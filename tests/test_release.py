@@ -45,7 +45,7 @@ def test_version_is_the_same_wherever_it_stands(file: str, before: str) -> None:
 
 def test_changelog_has_a_note_for_this_version_first() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
-    headings = re.findall(rf"^## \[(.*)\] - (unreleased|\d{{4}}-\d\d-\d\d)$", text, re.MULTILINE)
+    headings = re.findall(r"^## \[(.*)\] - (unreleased|\d{4}-\d\d-\d\d)$", text, re.MULTILINE)
     assert len(headings) == text.count("\n## ")
     assert headings[0][0] == __version__
 
@@ -78,7 +78,8 @@ def test_wheel_installs_and_runs_mini_away_from_the_checkout(tmp_path: Path) -> 
     env = tmp_path / "env"
     venv.create(env, symlinks=True)
     python = env / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--no-index", "--no-deps", wheel)
     shutil.rmtree(source)
     [site] = env.glob("lib/python*/site-packages")
     (site / "others.pth").write_text("\n".join({*map(sysconfig.get_path, ("purelib", "platlib"))}))

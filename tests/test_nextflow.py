@@ -283,10 +283,3 @@ def test_modules_and_subworkflow_know_no_parameters() -> None:
     parts = [*ROOT.glob("modules/**/main.nf"), *ROOT.glob("subworkflows/local/fasta_*/main.nf")]
     assert len(parts) == 7
     assert not [part for part in parts if "params" in part.read_text()]
-
-
-def test_modules_name_this_version() -> None:
-    for module in ROOT.glob("modules/local/virnucpro/*"):
-        assert f"virnucpro:{vnp.__version__}'" in (module / "main.nf").read_text()
-        wheel = f"../../../../dist/virnucpro-{vnp.__version__}-py3-none-any.whl\n"
-        assert f"- {wheel}" in (module / "environment.yml").read_text()

@@ -114,10 +114,9 @@ def run_schedule(
 ) -> None:
     """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
     progress = Progress("embed", schedule.frames, "frames")
-    tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
     with (
         row_writer(job.folder / SHARD, job.folder / f"rank{rank}.journal", stages) as writer,
-        closing(prefetch(schedule.batches(job.frames, *tokenizers, stages))) as work,
+        closing(prefetch(schedule.batches(job.frames, encoder.tokenize, stages))) as work,
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
             if number == 0:

@@ -90,8 +90,7 @@ def profile(frames: Path, model: Model, device: torch.device, precision: str) ->
     schedule = Schedule(lengths, np.zeros(len(lengths), np.bool_), encoder.token_budget(), 0, 1)
 
     def batches() -> Iterator[Batch]:
-        tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
-        return schedule.batches(frames, *tokenizers, Stages())
+        return schedule.batches(frames, encoder.tokenize, Stages())
 
     ready = list(batches())
     for _ in encoder.embed(ready[:: max(1, len(ready) // 4)], Stages()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import re
 
 
@@ -66,3 +67,16 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None
+
+
+ROOM = 64 << 20
+"""Bytes that a thread begins its work with, or a library."""
+
+
+def need_room() -> None:
+    """Raise an error that is `out_of_memory` where the host has not ROOM left.
+
+    To be called before a thread is started: one that dies at its first allocation is waited for
+    for ever by `Thread.start`.
+    """
+    mmap.mmap(-1, ROOM, mmap.MAP_PRIVATE).close()

@@ -69,14 +69,10 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None
 
 
-ROOM = 64 << 20
-"""Bytes that a thread begins its work with, or a library."""
-
-
 def need_room() -> None:
-    """Raise an error that is `out_of_memory` where the host has not ROOM left.
+    """Raise an error that is `out_of_memory` where 64 MiB cannot be had.
 
     To be called before a thread is started: one that dies at its first allocation is waited for
     for ever by `Thread.start`.
     """
-    mmap.mmap(-1, ROOM, mmap.MAP_PRIVATE).close()
+    mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE).close()

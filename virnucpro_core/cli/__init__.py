@@ -21,7 +21,6 @@ from typer.exceptions import TyperException
 
 from virnucpro_core.cli import measure, models, stages
 from virnucpro_core.errors import (
-    ROOM,
     GpuMemoryError,
     InputError,
     StoppedError,
@@ -135,15 +134,17 @@ _LIBRARIES = ("numpy", "pyarrow", "h5py", "torch")
 
 
 class _Rehearsal(MetaPathFinder):
-    """Loads libraries in another process first, whose end is told: they abort for want of memory.
+    """Loads libraries in another process first, whose end is told: without memory they abort.
 
-    They have room to work then as well, or are refused.
+    What they do so at later, such as the start of their threads, has its room then too.
     """
+
+    _room = (16 + len(os.sched_getaffinity(0))) << 24
 
     def find_spec(self, name: str, *_: object) -> None:
         if name in _LIBRARIES:
             both = ", ".join([*sorted(sys.modules.keys() & _LIBRARIES), name])
-            code = f"import mmap; room = mmap.mmap(-1, {ROOM}); import {both}"
+            code = f"import mmap; room = mmap.mmap(-1, {self._room}); import {both}"
             command = [sys.executable, "-c", code]
             if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
                 raise MemoryError(f"no room for {name}")

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from virnucpro_core.files import blamed, written_aside
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
 from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
@@ -186,14 +187,18 @@ def learned_tokenizer(
     windows = corpus.windows(drawn, begin, window)
     bpe = train_tokenizer([letters(row).decode() for row in windows], vocabulary)
     with TemporaryDirectory() as folder:
-        bpe.save(f"{folder}/tokenizer.json")
-        return bpe, NucleotideTokenizer(Path(folder) / "tokenizer.json")
+        path = Path(folder) / "tokenizer.json"
+        with blamed(path):
+            path.write_text(bpe.to_str())
+        return bpe, NucleotideTokenizer(path)
 
 
 def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
-    """Write a model's folder."""
+    """Write a model's folder, which is no model's until it is whole."""
+    (out / "model.json").unlink(missing_ok=True)
     write_dnabert_s(out / "dnabert_s", model.nucleotide)
-    bpe.save(str(out / "dnabert_s/tokenizer.json"))
+    with written_aside(out / "dnabert_s/tokenizer.json") as aside:
+        aside.write_text(bpe.to_str(pretty=True))
     write_esm2(out / "esm2", model.protein)
     write_weights(model.classifier.state_dict(), out / "classifier.safetensors")
     dim = model.classifier.input_dim
@@ -285,7 +290,9 @@ def train(
 
     course.model.load_state_dict(course.state)
     weight = settle(known, course.model, recipe.false_positives)
-    model = store(course.model, bpe, out, window)
+    with TemporaryDirectory() as folder:  # `out` holds no model until that has its record
+        model = store(course.model, bpe, Path(folder), window)
+        measured = {part: evaluate(model, sample, device) for part, sample in held.items()}
     record: dict[str, Any] = {
         "files": {
             name: [path.name for path in files]
@@ -304,8 +311,7 @@ def train(
         "recipe": asdict(recipe),
         "kept_step": course.best_step,
         "nucleotide_weight": weight,
-        "validation": evaluate(model, held["validation"], device),
-        "test": evaluate(model, held["test"], device),
+        **measured,
     }  # fmt: skip
     store(course.model, bpe, out, window, training=record)
     return record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
 import re
 
 
@@ -69,10 +70,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None
 
 
-def need_room() -> None:
-    """Raise an error that is `out_of_memory` where 64 MiB cannot be had.
+ROOM = (8 + len(os.sched_getaffinity(0))) << 23
+"""Bytes: the stacks of as many threads as there are cores, and what they do first."""
 
-    To be called before a thread is started: one that dies at its first allocation is waited for
-    for ever by `Thread.start`.
+
+def need_room() -> None:
+    """Raise an error that is `out_of_memory` where ROOM cannot be had.
+
+    To be called before threads are started: OpenMP, without, ends the process, and `Thread.start`
+    waits for ever for one that died at its first allocation.
     """
-    mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE).close()
+    mmap.mmap(-1, ROOM, mmap.MAP_PRIVATE).close()

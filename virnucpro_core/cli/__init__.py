@@ -21,6 +21,7 @@ from typer.exceptions import TyperException
 
 from virnucpro_core.cli import measure, models, stages
 from virnucpro_core.errors import (
+    ROOM,
     GpuMemoryError,
     InputError,
     StoppedError,
@@ -134,17 +135,12 @@ _LIBRARIES = ("numpy", "pyarrow", "h5py", "torch")
 
 
 class _Rehearsal(MetaPathFinder):
-    """Loads libraries in another process first, whose end is told: without memory they abort.
-
-    What they do so at later, such as the start of their threads, has its room then too.
-    """
-
-    _room = (16 + len(os.sched_getaffinity(0))) << 24
+    """Loads libraries in another process first, whose end is told: without memory they abort."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name in _LIBRARIES:
             both = ", ".join([*sorted(sys.modules.keys() & _LIBRARIES), name])
-            code = f"import mmap; room = mmap.mmap(-1, {self._room}); import {both}"
+            code = f"import mmap; room = mmap.mmap(-1, {ROOM}); import {both}"
             command = [sys.executable, "-c", code]
             if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
                 raise MemoryError(f"no room for {name}")

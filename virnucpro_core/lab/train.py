@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from virnucpro_core.errors import need_room
 from virnucpro_core.files import blamed, written_aside
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
@@ -251,6 +252,7 @@ def train(
 
     Raises InputError for bad FASTA, or when a part lacks one of the classes.
     """
+    need_room()
     recipe = recipe or Recipe()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

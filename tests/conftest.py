@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sample import FASTA, Sample, viral
-from tiny import ENDS, WINDOW, coding, write_tiny_model
+from tiny import ENDS, FAST, WINDOW, coding, write_tiny_model
 
 from virnucpro_core import cli
 from virnucpro_core.embedding.engine import embed
@@ -146,3 +146,13 @@ def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         records = (f">{kind}_{n}.1#a\n{coding(rng, ends, 200)}\n" for n in range(40))
         paths[kind].write_text("".join(records))
     return paths
+
+
+@pytest.fixture
+def quick_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`train` in this process takes a second, on one thread: small steps thrash on shared cores."""
+    monkeypatch.setattr("virnucpro_core.lab.train.Recipe", lambda: FAST)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

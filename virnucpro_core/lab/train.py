@@ -39,7 +39,7 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.models.store import OWN_PARTS, Model, write_model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -194,16 +194,17 @@ def learned_tokenizer(
         return bpe, NucleotideTokenizer(path)
 
 
-def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
-    """Write a model's folder, which is no model's until it is whole."""
+def write_parts(model: Trainee, bpe: Tokenizer, out: Path, window: int) -> Model:
+    """Write a model's files but its model.json, without which the folder holds none."""
     (out / "model.json").unlink(missing_ok=True)
-    write_dnabert_s(out / "dnabert_s", model.nucleotide)
-    with written_aside(out / "dnabert_s/tokenizer.json") as aside:
+    nucleotide, protein, classifier = (out / part for part in OWN_PARTS.values())
+    write_dnabert_s(nucleotide, model.nucleotide)
+    with written_aside(nucleotide / "tokenizer.json") as aside:
         aside.write_text(bpe.to_str(pretty=True))
-    write_esm2(out / "esm2", model.protein)
-    write_weights(model.classifier.state_dict(), out / "classifier.safetensors")
+    write_esm2(protein, model.protein)
+    write_weights(model.classifier.state_dict(), classifier)
     dim = model.classifier.input_dim
-    return write_model(out, out.resolve().name, window, dim, **about)
+    return Model(out.resolve().name, out, window, dim, nucleotide, protein, classifier, {})
 
 
 def settle(known: Look, model: Trainee, false: float) -> float:
@@ -292,9 +293,7 @@ def train(
 
     course.model.load_state_dict(course.state)
     weight = settle(known, course.model, recipe.false_positives)
-    with TemporaryDirectory() as folder:  # `out` holds no model until that has its record
-        model = store(course.model, bpe, Path(folder), window)
-        measured = {part: evaluate(model, sample, device) for part, sample in held.items()}
+    model = write_parts(course.model, bpe, out, window)
     record: dict[str, Any] = {
         "files": {
             name: [path.name for path in files]
@@ -313,7 +312,8 @@ def train(
         "recipe": asdict(recipe),
         "kept_step": course.best_step,
         "nucleotide_weight": weight,
-        **measured,
+        "validation": evaluate(model, held["validation"], device),
+        "test": evaluate(model, held["test"], device),
     }  # fmt: skip
-    store(course.model, bpe, out, window, training=record)
+    write_model(out, model.name, window, model.dim, training=record)
     return record

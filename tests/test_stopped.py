@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +20,54 @@ from test_cli import assert_refused, virnucpro
 
 from virnucpro_core import cli
 from virnucpro_core.errors import GpuMemoryError, InputError, out_of_memory
-from virnucpro_core.models.store import Model
+from virnucpro_core.models.store import Model, list_models, resolve_model, verify
 from virnucpro_core.results.classify import classify
 from virnucpro_core.sequences.split import split
 
 SLOW_DISK = """
 import os, sys, time
 from pathlib import Path
-marker = sys.argv.pop(1)
+marker, hanging = sys.argv.pop(1), sys.argv.pop(1)
 def fsync(file):
+    if hanging not in os.readlink(f"/proc/self/fd/{file}"):
+        return
     Path(marker).touch()
     for _ in range(600):  # a signal may be given to another thread, which ends no sleep
         time.sleep(0.1)
 os.fsync = fsync
+if sys.argv[1] == "train":
+    sys.path.insert(0, TESTS)
+    from tiny import FAST
+    from virnucpro_core.lab import train
+    train.Recipe = lambda: FAST
 from virnucpro_core.cli import main
 main()
-"""
-"""The command line on a disk that never says that a file is safe: it hangs before its first."""
+""".replace("TESTS", repr(str(Path(__file__).parent)))
+"""The command line on a disk that never says that a file is safe: it hangs before its first of a
+name."""
+
+
+def stopped_on_a_slow_disk(
+    arguments: list[str], number: signal.Signals, folder: Path, hanging: str = ""
+) -> None:
+    """Run a command until it hangs, send it a signal, and compare its end with what is promised."""
+    marker = folder / "hangs"
+    run = subprocess.Popen(
+        [sys.executable, "-c", SLOW_DISK, marker, hanging, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    end = time.monotonic() + 120
+    while not marker.exists():
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    run.send_signal(number)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 75, said
+    sentence = f"stopped by {number.name}; nothing finished is lost, run the same command again."
+    assert said.splitlines()[-1] == f"virnucpro: {sentence}"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +96,7 @@ def results(
         ("predict FASTA -o OUT/p MODEL", signal.SIGTERM),
         ("validate FRAMES MODEL --precision bf16 --sample 3 --json OUT/v.json", signal.SIGUSR2),
         ("models import own PARTS --models-dir OUT/m --window 300", signal.SIGTERM),
+        ("train --virus VIRUS --other OTHER -o OUT/t --window 300 --device cpu", signal.SIGTERM),
     ],
 )
 def test_stopped_before_its_first_file_is_safe_exits_75_and_leaves_none(
@@ -73,9 +107,10 @@ def test_stopped_before_its_first_file_is_safe_exits_75_and_leaves_none(
     shard: Path,
     tiny: Model,
     results: Path,
+    fastas: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    out, marker = tmp_path / "out", tmp_path / "hangs"
+    out = tmp_path / "out"
     out.mkdir()
     parts = ["--dnabert-s", tiny.nucleotide, "--esm2", tiny.protein]
     names: dict[str, list[object]] = {
@@ -84,6 +119,8 @@ def test_stopped_before_its_first_file_is_safe_exits_75_and_leaves_none(
         "SHARD": [shard],
         "CONTIGS": [results / "contigs.parquet"],
         "RESULTS": [results / "out"],
+        "VIRUS": [fastas["virus"]],
+        "OTHER": [fastas["other"]],
         "MODEL": ["--model", "tiny", "--models-dir", tiny.folder.parent],
         "PARTS": [*parts, "--classifier", tiny.classifier],
     }
@@ -92,35 +129,69 @@ def test_stopped_before_its_first_file_is_safe_exits_75_and_leaves_none(
         for word in words.replace("OUT", str(out)).split()
         for part in names.get(word, [word])
     ]
-    run = subprocess.Popen(
-        [sys.executable, "-c", SLOW_DISK, marker, *arguments], stderr=subprocess.PIPE, text=True
-    )
-    end = time.monotonic() + 120
-    while not marker.exists():
-        assert run.poll() is None, run.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    run.send_signal(number)
-    said = run.communicate(timeout=60)[1]
-    assert run.returncode == 75, said
-    sentence = f"stopped by {number.name}; nothing finished is lost, run the same command again."
-    assert said.splitlines()[-1] == f"virnucpro: {sentence}"
+    stopped_on_a_slow_disk(arguments, number, tmp_path)
     assert [path for path in out.rglob("*") if path.is_file()] == []
 
 
-def test_stopped_while_it_waits_for_its_input_exits_75(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    words = ["split", str(tmp_path / "pipe"), "-o", str(tmp_path / "new/out")]
+@pytest.mark.usefixtures("quick_training")
+@pytest.mark.parametrize("command", ["train", "import"])
+def test_stopped_before_its_last_file_has_made_no_model_and_makes_it_when_run_again(
+    command: str,
+    fastas: dict[str, Path],
+    tiny: Model,
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    if command == "train":
+        words = f"train --virus {fastas['virus']} --other {fastas['other']} -o {tmp_path}/m/own"
+        words += " --device cpu"
+    else:
+        words = f"models import own --models-dir {tmp_path}/m --dnabert-s {tiny.nucleotide}"
+        words += f" --esm2 {tiny.protein} --classifier {tiny.classifier}"
+    arguments = [*words.split(), "--window", "300"]
+    stopped_on_a_slow_disk(arguments, signal.SIGINT, tmp_path, "model.json")
+    left = [path.name for path in (tmp_path / "m/own").rglob("*")]
+    assert "classifier.safetensors" in left
+    assert not [name for name in left if name.startswith(".") or name == "model.json"]
+    assert list_models(tmp_path / "m") == list_models()
+    code, _, err = run(*arguments)
+    assert code == 0, err
+    verify(resolve_model("own", tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ("split PIPE -o NEW/out", signal.SIGTERM),
+        ("train --virus PIPE --other PIPE -o NEW/out", signal.SIGTERM),
+        ("evaluate --virus PIPE --other PIPE --model mini", signal.SIGINT),
+        ("evaluate --virus PIPE --other PIPE --model mini --test-part", signal.SIGTERM),
+    ],
+)
+def test_stopped_while_it_waits_for_its_input_exits_75_and_leaves_nothing(
+    words: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    pipe, temporary = tmp_path / "pipe", tmp_path / "temporary"
+    os.mkfifo(pipe)
+    temporary.mkdir()
+    arguments = words.replace("PIPE", str(pipe)).replace("NEW", f"{tmp_path}/new").split()
     run = subprocess.Popen(
-        [sys.executable, "-m", "virnucpro_core.cli", *words], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "virnucpro_core.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )
-    while not (tmp_path / "new/out/.input.json").exists():
-        assert run.poll() is None
+    writer = None
+    while writer is None:
+        assert run.poll() is None, run.communicate()[1]
         time.sleep(0.05)
-    run.terminate()
-    assert "stopped by SIGTERM" in run.communicate(timeout=60)[1]
+        with suppress(OSError):  # nobody reads yet
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    run.send_signal(number)
+    assert f"stopped by {number.name}" in run.communicate(timeout=60)[1]
+    os.close(writer)
     assert run.returncode == 75
-    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["pipe", "temporary"]
 
 
 def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:

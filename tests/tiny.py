@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from virnucpro_core.lab.export import write_dnabert_s, write_esm2
+from virnucpro_core.lab.train import Recipe
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
@@ -17,6 +20,15 @@ from virnucpro_core.sequences.translate import translate
 
 WINDOW = 300
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+
+SMALL = Recipe(
+    nucleotide=(1, 16, 2), protein=(1, 16, 2), hidden=8, vocabulary=64, steps=40, batch=64,
+    learning_rate=1e-2, average=0.8, contigs=60, look=20,
+)  # fmt: skip
+FAST = replace(SMALL, steps=2, look=2, batch=16)
+"""It trains in a second, for what is not about how good the model is."""
+ENDS = {"virus": "AT", "other": "GC"}
+"""Third bases of the codons: nothing else tells the made-up viruses from the others."""
 
 
 def save_esm2(folder: Path, layers: int = 2, dim: int = 32, heads: int = 4) -> None:
@@ -52,3 +64,9 @@ def repeated_frames(fasta: Path, folder: Path, times: int) -> Path:
     many.write_text("".join(text.replace(">", f">{n}_") for n in range(times)))
     translate([many], folder / "frames.parquet", WINDOW)
     return folder / "frames.parquet"
+
+
+def coding(rng: np.random.Generator, ends: str, codons: int) -> str:
+    """Random codons without stops, whose third bases are of `ends`."""
+    starts = rng.choice(["AC", "CA", "CC", "GA", "GC", "GT", "CT", "AT"], codons)
+    return "".join(np.char.add(starts, rng.choice(list(ends), codons)))

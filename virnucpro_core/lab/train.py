@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from virnucpro_core.errors import need_room
+from virnucpro_core.files import blamed, written_aside
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
 from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
@@ -37,7 +39,7 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.models.store import OWN_PARTS, Model, write_model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -186,18 +188,23 @@ def learned_tokenizer(
     windows = corpus.windows(drawn, begin, window)
     bpe = train_tokenizer([letters(row).decode() for row in windows], vocabulary)
     with TemporaryDirectory() as folder:
-        bpe.save(f"{folder}/tokenizer.json")
-        return bpe, NucleotideTokenizer(Path(folder) / "tokenizer.json")
+        path = Path(folder) / "tokenizer.json"
+        with blamed(path):
+            path.write_text(bpe.to_str())
+        return bpe, NucleotideTokenizer(path)
 
 
-def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
-    """Write a model's folder."""
-    write_dnabert_s(out / "dnabert_s", model.nucleotide)
-    bpe.save(str(out / "dnabert_s/tokenizer.json"))
-    write_esm2(out / "esm2", model.protein)
-    write_weights(model.classifier.state_dict(), out / "classifier.safetensors")
+def write_parts(model: Trainee, bpe: Tokenizer, out: Path, window: int) -> Model:
+    """Write a model's files but its model.json, without which the folder holds none."""
+    (out / "model.json").unlink(missing_ok=True)
+    nucleotide, protein, classifier = (out / part for part in OWN_PARTS.values())
+    write_dnabert_s(nucleotide, model.nucleotide)
+    with written_aside(nucleotide / "tokenizer.json") as aside:
+        aside.write_text(bpe.to_str(pretty=True))
+    write_esm2(protein, model.protein)
+    write_weights(model.classifier.state_dict(), classifier)
     dim = model.classifier.input_dim
-    return write_model(out, out.resolve().name, window, dim, **about)
+    return Model(out.resolve().name, out, window, dim, nucleotide, protein, classifier, {})
 
 
 def settle(known: Look, model: Trainee, false: float) -> float:
@@ -246,6 +253,7 @@ def train(
 
     Raises InputError for bad FASTA, or when a part lacks one of the classes.
     """
+    need_room()
     recipe = recipe or Recipe()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -285,7 +293,7 @@ def train(
 
     course.model.load_state_dict(course.state)
     weight = settle(known, course.model, recipe.false_positives)
-    model = store(course.model, bpe, out, window)
+    model = write_parts(course.model, bpe, out, window)
     record: dict[str, Any] = {
         "files": {
             name: [path.name for path in files]
@@ -307,5 +315,5 @@ def train(
         "validation": evaluate(model, held["validation"], device),
         "test": evaluate(model, held["test"], device),
     }  # fmt: skip
-    store(course.model, bpe, out, window, training=record)
+    write_model(out, model.name, window, model.dim, training=record)
     return record

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from virnucpro_core.errors import ModelError
+from virnucpro_core.errors import ModelError, need_room
 from virnucpro_core.files import blame_machine
 from virnucpro_core.models.pickles import DTYPES, Inert, RefusedError, read_pickled, shown
 from virnucpro_core.reading import is_inside, read_object, unreadable
@@ -115,6 +115,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     classifier module that the original pickles whole, and the `*.index.json` of sharded weights.
     Raises ModelError when the file names or holds anything else, or a value that is not finite.
     """
+    need_room()
     state: dict[str, object]
     if path.suffix == ".json":
         state = _read_index(path)

@@ -11,9 +11,6 @@ from torch.nn import functional as F
 from virnucpro_core.errors import ModelError
 from virnucpro_core.models.checkpoints import read_state_dict
 
-CLASSES = ("others", "virus")
-"""The original's labels, in the order of the logits."""
-
 
 class MLPClassifier(nn.Module):
     """Linear → batch norm → ReLU → dropout → linear; names as in the original's checkpoints."""
@@ -23,7 +20,7 @@ class MLPClassifier(nn.Module):
         self.hidden_layer = nn.Linear(input_dim, hidden_dim)
         self.bn1 = nn.BatchNorm1d(hidden_dim)
         self.dropout = nn.Dropout(0.5)
-        self.output_layer = nn.Linear(hidden_dim, len(CLASSES))
+        self.output_layer = nn.Linear(hidden_dim, 2)
 
     @property
     def input_dim(self) -> int:

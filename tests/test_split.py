@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from virnucpro_core.parquet import inventory_batches
-from virnucpro_core.sequences.split import auto_shard_bp, split
+from virnucpro_core.sequences.pace import auto_shard_bp
+from virnucpro_core.sequences.split import split
 
 
 def file_of(folder: Path, name: str, size: float) -> Path:

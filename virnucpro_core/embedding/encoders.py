@@ -55,6 +55,11 @@ class FrameEncoder:
             )
         self._limit = self.token_budget()
 
+    def parameters(self) -> int:
+        """How many both encoders have, in files of whatever precision."""
+        encoders = self.nucleotide, self.protein
+        return sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
+
     def token_budget(self) -> int:
         """ESM-2 tokens of a batch: on a GPU as many as its free memory holds, a power of two.
 

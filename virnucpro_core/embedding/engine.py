@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.estimate import cpu_warning
 from virnucpro_core.embedding.journal import Finished, row_writer
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
@@ -45,6 +44,7 @@ from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
 from virnucpro_core.parquet import FrameMeta, frame_meta
 from virnucpro_core.progress import Progress
+from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -93,6 +93,10 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
         schedule.frames,
         budget,
     )
+    if device == "cpu" and rank == 0:
+        seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
+        if seconds >= LONG:
+            logger.warning("the CPU does the work, and takes about %s", in_words(seconds))
     run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
     with written_aside(job.folder / f"used{rank}.json") as aside:
@@ -273,8 +277,6 @@ def embed(
             with ExitStack() as stack:
                 if isinstance(devices, str):
                     places = stack.enter_context(leased(devices, gpus))
-                if places[0].type == "cpu" and (warning := cpu_warning(frames, model)):
-                    logger.warning(warning)
                 job = Job(frames, model, precision, token_budget, folder, done)
                 run_ranks(embed_rank, job, [str(place) for place in places], output)
         finish(folder, output, meta.rows)

@@ -23,50 +23,6 @@ logger = logging.getLogger("virnucpro.split")
 
 SHARD_BP = 10_000_000
 
-TASK_SECONDS = 600
-"""What an embed task should last: long beside its start-up of 10 to 20 s, short to lose."""
-
-FLOPS = {
-    "cpu": 2e11,
-    "t4": 3e13,
-    "v100": 6e13,
-    "a100": 1.6e14,
-    "l40s": 1.8e14,
-    "h100": 5.1e14,
-    "h200": 5.1e14,
-}
-"""Floating point operations a second that `embed` reaches on a device, file to file: measured on an
-H100 (docs/benchmarks/h100); the other GPUs by their peaks, the CPU as 8 cores."""
-
-PARAMETERS = {"mini": 2.4e6}
-"""Of both encoders; of a model that is not named here, those of the published ones."""
-
-PUBLISHED = 2.96e9
-TOKENS_PER_BASE = 0.2
-"""Residues of stop-free frames that a base gives, with windows of 500; 0.33 with 300."""
-
-MOST_TOKENS = {"cpu": 10_000.0}
-"""Tokens a second beyond which tokenising and writing set the pace; on a GPU ten times as many."""
-
-
-def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
-    """Bases of a piece on which `embed` works for about TASK_SECONDS on that class of device.
-
-    A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
-    Its size is taken from the files' sizes, compressed ones four times. Between 100 kb and 250 Mb.
-    """
-    rate = FLOPS[device] / (2 * PARAMETERS.get(model, PUBLISHED))
-    rate = min(rate, MOST_TOKENS.get(device, 100_000.0))
-    per_base = 0.33 if model.endswith("-300") else TOKENS_PER_BASE
-    target = TASK_SECONDS * rate / per_base
-    size = 0
-    for path in fasta:
-        if path.exists():  # if not, reading refuses it
-            packed = path.suffix in (".gz", ".bz2", ".xz", ".zst")
-            size += path.stat().st_size * (4 if packed else 1)
-    bases = min(target, max(size / 4, target / 10))
-    return round(min(250e6, max(100e3, bases)))
-
 
 def _pieces(contigs: Iterable[Contig], shard_bp: int) -> Iterator[tuple[int, Contig]]:
     """Each contig with the number of its piece; one begins when the last has `shard_bp` bases."""

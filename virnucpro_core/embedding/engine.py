@@ -27,7 +27,7 @@ from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.journal import Finished, row_writer
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
-from virnucpro_core.embedding.shards import FORMAT, EmbeddingFile, Origin, create_shard, seal
+from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
@@ -266,7 +266,9 @@ def embed(
             f"translate with --window {model.window}."
         )
     origin = origin_of(model, precision)
-    key = hashlib.sha256(json.dumps([FORMAT, meta.digest, vars(origin)], sort_keys=True).encode())
+    key = hashlib.sha256(
+        json.dumps([SHARD_FORMAT, meta.digest, vars(origin)], sort_keys=True).encode()
+    )
     with _workplace(output, checkpoint_dir, key.hexdigest()[:16]) as folder:
         if _finished(output, origin, meta, force=force):
             logger.info("%s is complete already", output)

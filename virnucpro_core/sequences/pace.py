@@ -29,7 +29,7 @@ _CORES = 8
 PARAMETERS = {"mini": 2.4e6}
 """Of both encoders; of a model that is not named here, those of the published ones."""
 
-PUBLISHED = 2.96e9
+PUBLISHED_PARAMETERS = 2.96e9
 
 MOST_TOKENS = {"cpu": 10_000.0}
 """Tokens a second beyond which tokenising and writing set the pace; on a GPU ten times as many."""
@@ -55,7 +55,7 @@ def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
     A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
     Between 100 kb and 250 Mb.
     """
-    rate = FLOPS[device] / (2 * PARAMETERS.get(model, PUBLISHED))
+    rate = FLOPS[device] / (2 * PARAMETERS.get(model, PUBLISHED_PARAMETERS))
     rate = min(rate, MOST_TOKENS.get(device, 100_000.0))
     target = TASK_SECONDS * rate / _tokens_per_base(model)
     return round(min(250e6, max(100e3, min(target, max(_bases(fasta) / 4, target / 10)))))
@@ -80,7 +80,9 @@ def in_words(seconds: float) -> str:
 
 def cpu_time(fasta: Iterable[Path], model: str) -> str:
     """A sentence on how long this machine's cores would embed these files."""
-    seconds = cpu_seconds(_bases(fasta) * _tokens_per_base(model), PARAMETERS.get(model, PUBLISHED))
+    seconds = cpu_seconds(
+        _bases(fasta) * _tokens_per_base(model), PARAMETERS.get(model, PUBLISHED_PARAMETERS)
+    )
     known = model in PARAMETERS or model.startswith("virnucpro-")
     size = model if known else "a model as large as the published ones"
     return f"With {size}, {_cores()} CPU cores take about {in_words(seconds)} to embed it."

@@ -23,9 +23,9 @@ from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.errors import VirNucProError
 from virnucpro_core.lab.augment import train_tokenizer
 from virnucpro_core.lab.benchmark.encoders import build
-from virnucpro_core.lab.benchmark.lines import PUBLISHED, Line, Size
+from virnucpro_core.lab.benchmark.lines import PUBLISHED_SIZE, Line, Size
 from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
-from virnucpro_core.lab.profile import profile
+from virnucpro_core.lab.profiling import profile
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
@@ -91,7 +91,7 @@ def _command(frames: Path, model: Model, device: torch.device, cache: Path) -> t
 
 def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
     """Lines on `embed` from file to file, and on its start; on at most 8 cores."""
-    gpu, large = device.type == "cuda", size.esm2 == PUBLISHED.esm2
+    gpu, large = device.type == "cuda", size.esm2 == PUBLISHED_SIZE.esm2
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,20 +39,28 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def fetch(hub: Hub, tmp_path: Path) -> Fetch:
-    """Run `models fetch virnucpro-500`, with a cache of its own."""
+def env(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """The environment of a `models fetch`, with a cache of its own."""
+    (tmp_path / "temporary").mkdir()
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "cache"),
+        "VIRNUCPRO_MODELS": str(tmp_path / "models"),
+        "TMPDIR": str(tmp_path / "temporary"),
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+FETCH = [sys.executable, "-m", "virnucpro_core.cli", "models", "fetch"]
+
+
+@pytest.fixture
+def fetch(env: dict[str, str]) -> Fetch:
+    """Run `models fetch virnucpro-500`."""
 
     def run(*options: object, name: str = "virnucpro-500") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "virnucpro_core.cli", "models", "fetch", name]
-        settings = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "cache"),
-            "VIRNUCPRO_MODELS": str(tmp_path / "models"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        env.update(settings)
-        command += [str(option) for option in options]
+        command = [*FETCH, name, *map(str, options)]
         return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
     return run
@@ -226,6 +235,30 @@ def test_fetch_onto_a_full_disk_exits_1_and_is_finished_with_room(
     assert not list((tmp_path / "models").glob("*/model.json"))
     run = fetch("--classifier", f"{hub.url}/500_model.pth")
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("stalls", "number"),
+    [("model.safetensors", signal.SIGTERM), ("config.json", signal.SIGINT)],
+)
+def test_fetch_stopped_within_a_file_exits_75_and_is_finished_by_the_same_command(
+    hub: Hub, fetch: Fetch, env: dict[str, str], tmp_path: Path, stalls: str, number: signal.Signals
+) -> None:
+    hub.stalls = stalls
+    options = ["--classifier", str(hub.root / "500_model.pth")]
+    command = [*FETCH, "virnucpro-500", *options]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    assert hub.stalled.wait(120)
+    run.send_signal(number)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 75, said
+    assert said.splitlines()[-1].startswith(f"virnucpro: stopped by {number.name}; ")
+    assert not (tmp_path / "models").exists()
+    assert not list((tmp_path / "temporary").iterdir())
+    hub.stalls = ""
+    assert fetch(*options).returncode == 0
+    verified = virnucpro("models", "verify", "virnucpro-500", "--models-dir", tmp_path / "models")
+    assert verified.returncode == 0, verified.stderr
 
 
 def test_fetch_without_classifier_says_where_to_get_it(hub: Hub, fetch: Fetch) -> None:

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
-from virnucpro_core.models.pickles import Inert
+from virnucpro_core.published.checkpoints import read_checkpoint, read_state_dict
+from virnucpro_core.published.pickles import Inert
 
 ORIGINAL = Path(__file__).parent / "data/classifier/original_style_model.pth"
 
@@ -239,8 +239,6 @@ def test_safetensors_and_sharded_indexes_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "mentions"),
     [
-        ({"w": torch.tensor([1.0, float("nan")])}, "not finite"),
-        ({"w": torch.tensor([1.0, float("-inf")]).half()}, "not finite"),
         ({"w": [1, 2]}, "'w', which is no tensor"),
         ({"w": torch.tensor([True])}, "BoolStorage"),
         ({1: torch.ones(1)}, "names"),

@@ -37,7 +37,7 @@ def test_estimate_grows_with_the_models_weights(
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
         os.truncate(tmp_path / file, 12 * 10**9 // len(tiny.encoder_weights))
-    large = replace(tiny, folder=tmp_path, classifier=tmp_path / tiny.classifier.name)
+    large = replace(tiny, folder=tmp_path)
     tokens = protein_tokens(edge_frames).sum()
     cores = len(os.sched_getaffinity(0))
     expected = tokens * 2 * 3e9 / (2e11 * cores / 8)

@@ -13,7 +13,7 @@ import torch
 from archives import archive, text
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
+from virnucpro_core.published.checkpoints import read_checkpoint, read_state_dict
 
 
 @pytest.fixture

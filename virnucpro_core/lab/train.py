@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
-from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
@@ -37,7 +37,7 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -192,12 +192,15 @@ def learned_tokenizer(
 
 def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
     """Write a model's folder."""
-    write_dnabert_s(out / "dnabert_s", model.nucleotide)
-    bpe.save(str(out / "dnabert_s/tokenizer.json"))
-    write_esm2(out / "esm2", model.protein)
-    write_weights(model.classifier.state_dict(), out / "classifier.safetensors")
-    dim = model.classifier.input_dim
-    return write_model(out, out.resolve().name, window, dim, **about)
+    return write_modules(
+        out,
+        window,
+        dnabert_s=model.nucleotide,
+        esm2=model.protein,
+        classifier=model.classifier,
+        tokenizer=bpe.to_str(pretty=True),
+        **about,
+    )
 
 
 def settle(known: Look, model: Trainee, false: float) -> float:

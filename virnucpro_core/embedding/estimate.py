@@ -27,11 +27,11 @@ def in_words(seconds: float) -> str:
 def cpu_seconds(frames: Path, model: Model) -> float:
     """About how long the cores of this process take for a frame table.
 
-    Two operations a token and parameter; parameters by the size of the weights, four bytes each.
+    Two operations a token and parameter, which has two bytes in fp16: one a byte of the weights.
     """
     bytes_ = sum((model.folder / file).stat().st_size for file in model.encoder_weights)
     cores = len(os.sched_getaffinity(0))
-    return float(protein_tokens(frames).sum()) * 2 * bytes_ / 4 / (FLOPS["cpu"] * cores / _CORES)
+    return float(protein_tokens(frames).sum()) * bytes_ / (FLOPS["cpu"] * cores / _CORES)
 
 
 def cpu_warning(frames: Path, model: Model) -> str | None:

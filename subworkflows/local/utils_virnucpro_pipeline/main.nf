@@ -285,12 +285,12 @@ def checkMachine(params, workflow, samples, model) {
 
 /**
  * About how long this machine's cores take to embed these files: 0.2 tokens a base, two operations a token and
- * parameter of four bytes, 25 billion operations a second and core, as in virnucpro_core/sequences/split.py.
+ * parameter of two bytes, 25 billion operations a second and core, as in virnucpro_core/sequences/split.py.
  */
 def cpuSeconds(fastas, model) {
     def bases = fastas.sum { fasta -> fasta.size() * (fasta.name ==~ /.*\.(gz|bz2|xz|zst)/ ? 4 : 1) }
-    def bytes = files("${model.toUriString()}/**.{safetensors,bin,pt}").sum { weights -> weights.size() } ?: 0
-    return 0.2 * bases * 2 * bytes / 4 / 2.5e10 / nextflow.util.SysHelper.availCpus
+    def bytes = files("${model.toUriString()}/**.safetensors").sum { weights -> weights.size() } ?: 0
+    return 0.2 * bases * 2 * bytes / 2 / 2.5e10 / nextflow.util.SysHelper.availCpus
 }
 
 def inWords(seconds) {

@@ -14,14 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from hub import COMMIT, Hub, served
+from hugging_face import save_dnabert_s as save_published_dnabert_s
+from hugging_face import save_esm2 as save_published_esm2
 from safetensors.torch import load_file
 from test_cli import assert_refused, virnucpro
 from test_full_disk import room
 from tiny import save_esm2
 
 from virnucpro_core.models.classifier import MLPClassifier
-from virnucpro_core.models.fetch import DNABERT_S, ESM2
+from virnucpro_core.models.dnabert_s import load_dnabert_s
+from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.store import SHIPPED, resolve_model
+from virnucpro_core.published.fetch import DNABERT_S, ESM2
 
 MINI = SHIPPED / "mini"
 Fetch = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,8 +35,9 @@ Fetch = Callable[..., subprocess.CompletedProcess[str]]
 def hub(tmp_path: Path) -> Iterator[Hub]:
     """The encoders of `mini` under the names of the published ones, its classifier as a `.pth`."""
     root = tmp_path / "hub"
-    shutil.copytree(MINI / "dnabert_s", root / DNABERT_S)
-    shutil.copytree(MINI / "esm2", root / ESM2)
+    save_published_dnabert_s(root / DNABERT_S, load_dnabert_s(MINI / "dnabert_s"))
+    shutil.copy(MINI / "dnabert_s" / "tokenizer.json", root / DNABERT_S)
+    save_published_esm2(root / ESM2, load_esm2(MINI / "esm2"))
     torch.save(load_file(MINI / "classifier.safetensors"), root / "500_model.pth")
     with served(root) as hub:
         yield hub
@@ -126,12 +131,9 @@ def test_fetch_of_shards_takes_those_of_the_index(hub: Hub, fetch: Fetch, tmp_pa
     run = fetch("--classifier", hub.root / "500_model.pth")
     assert run.returncode == 0, run.stderr
     model = resolve_model("virnucpro-500", tmp_path / "models")
-    assert sorted(path.name for path in model.protein.iterdir()) == [
-        "config.json",
-        "pytorch_model-00001-of-00002.bin",
-        "pytorch_model-00002-of-00002.bin",
-        "pytorch_model.bin.index.json",
-    ]
+    assert "pytorch_model-00003-of-00002.bin" not in sent(hub)
+    mini = resolve_model("mini")
+    assert model.weights == mini.weights, "they are stored as ours, to the bit"
 
 
 def test_fetch_again_replaces_what_was_fetched_before(
@@ -146,7 +148,7 @@ def test_fetch_again_replaces_what_was_fetched_before(
     assert run.returncode == 0, run.stderr
     assert sent(hub) == ["pytorch_model.bin"]
     model = resolve_model("virnucpro-500", tmp_path / "models")
-    assert not (model.nucleotide / "model.safetensors").exists()
+    assert model.weights == resolve_model("mini").weights
 
 
 def test_fetch_with_a_dropped_connection_goes_on_where_it_broke(hub: Hub, fetch: Fetch) -> None:

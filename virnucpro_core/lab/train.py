@@ -23,10 +23,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from virnucpro_core.errors import need_room
-from virnucpro_core.files import blamed, written_aside
+from virnucpro_core.files import blamed
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
-from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
@@ -39,7 +39,7 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import OWN_PARTS, Model, write_model
+from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -194,17 +194,17 @@ def learned_tokenizer(
         return bpe, NucleotideTokenizer(path)
 
 
-def write_parts(model: Trainee, bpe: Tokenizer, out: Path, window: int) -> Model:
-    """Write a model's files but its model.json, without which the folder holds none."""
-    (out / "model.json").unlink(missing_ok=True)
-    nucleotide, protein, classifier = (out / part for part in OWN_PARTS.values())
-    write_dnabert_s(nucleotide, model.nucleotide)
-    with written_aside(nucleotide / "tokenizer.json") as aside:
-        aside.write_text(bpe.to_str(pretty=True))
-    write_esm2(protein, model.protein)
-    write_weights(model.classifier.state_dict(), classifier)
-    dim = model.classifier.input_dim
-    return Model(out.resolve().name, out, window, dim, nucleotide, protein, classifier, {})
+def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
+    """Write a model's folder."""
+    return write_modules(
+        out,
+        window,
+        dnabert_s=model.nucleotide,
+        esm2=model.protein,
+        classifier=model.classifier,
+        tokenizer=bpe.to_str(pretty=True),
+        **about,
+    )
 
 
 def settle(known: Look, model: Trainee, false: float) -> float:
@@ -293,7 +293,9 @@ def train(
 
     course.model.load_state_dict(course.state)
     weight = settle(known, course.model, recipe.false_positives)
-    model = write_parts(course.model, bpe, out, window)
+    with TemporaryDirectory() as folder:  # measured as it is stored, in fp16
+        model = store(course.model, bpe, Path(folder), window)
+        measured = {part: evaluate(model, held[part], device) for part in held}
     record: dict[str, Any] = {
         "files": {
             name: [path.name for path in files]
@@ -312,8 +314,7 @@ def train(
         "recipe": asdict(recipe),
         "kept_step": course.best_step,
         "nucleotide_weight": weight,
-        "validation": evaluate(model, held["validation"], device),
-        "test": evaluate(model, held["test"], device),
+        **measured,
     }  # fmt: skip
-    write_model(out, model.name, window, model.dim, training=record)
+    store(course.model, bpe, out, window, training=record)
     return record

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from test_cli import assert_refused, virnucpro
+from tiny import write_tiny_model
 
 from virnucpro_core import cli
 from virnucpro_core.embedding.prefetch import prefetch
@@ -145,7 +146,8 @@ def test_stopped_before_its_last_file_has_made_no_model_and_makes_it_when_run_ag
 ) -> None:
     if command == "train":
         words = f"train --virus {fastas['virus']} --other {fastas['other']} -o {tmp_path}/m/own"
-        words += " --device cpu"
+        words += " --device cpu --force"
+        write_tiny_model(tmp_path / "m", "own")
     else:
         words = f"models import own --models-dir {tmp_path}/m --dnabert-s {tiny.nucleotide}"
         words += f" --esm2 {tiny.protein} --classifier {tiny.classifier}"
@@ -247,23 +249,26 @@ def test_memory_of_whatever_size_is_enough_or_said_to_be_too_little(
 
 
 NO_ROOM_FOR_A_THREAD = """
-import mmap, resource
+import mmap, resource, threading
 from virnucpro_core.embedding.prefetch import prefetch
-pages = int(open("/proc/self/statm").read().split()[0])
+pages, taken, start = int(open("/proc/self/statm").read().split()[0]), [], threading.Thread.start
+def start_with_the_last_memory(thread):
+    stack, size = mmap.mmap(-1, 8260 << 10), 1 << 20
+    while size >= 16:
+        try:
+            taken.append(bytes(size))
+        except MemoryError:
+            size //= 2
+    stack.close()
+    start(thread)
+threading.Thread.start = start_with_the_last_memory
 resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + (10 << 20), -1))
-stack, taken, size = mmap.mmap(-1, 8196 << 10), [], 1 << 20
-while size >= 16:
-    try:
-        taken.append(bytes(size))
-    except MemoryError:
-        size //= 2
-stack.close()  # so much is left: the thread starts, and has nothing for its first allocation
 try:
     next(prefetch([1]))
-except (MemoryError, OSError):
-    taken.clear()
+except OSError:
     print("refused")
 """
+"""The thread has its stack, and nothing for its first allocation."""
 
 
 def test_memory_that_is_too_little_for_a_thread_is_an_error_and_no_wait_for_ever() -> None:

@@ -39,9 +39,9 @@ from virnucpro_core.errors import (
 )
 from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
 from virnucpro_core.models.attention import numerics
+from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
-from virnucpro_core.models.validations import require
 from virnucpro_core.parquet import FrameMeta, frame_meta
 from virnucpro_core.progress import Progress
 from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words

@@ -105,8 +105,8 @@ def fetch_model(
     root = root_folder(models_dir)
     if classifier is None:
         raise InputError(
-            f"the classifier of {name} is not on the hub: get {PUBLISHED_WINDOWS[name]}_model.pth from "
-            f"{ORIGINAL} and give its path or URL with --classifier; the rest is fetched then."
+            f"the classifier of {name} is not on the hub: get {PUBLISHED_WINDOWS[name]}_model.pth "
+            f"from {ORIGINAL} and give its path or URL with --classifier; the rest is fetched then."
         )
     encoders = {
         "dnabert_s": (DNABERT_S, dnabert_s_revision, ["config.json", "tokenizer.json"]),

@@ -1,7 +1,8 @@
 #!/usr/bin/env nextflow
 
 include { FASTA_CLASSIFY_VIRNUCPRO } from './subworkflows/local/fasta_classify_virnucpro'
-include { LEFT_OUT ; checkMachine ; checkModel ; checkParameters ; earlierResults ; failure ; helpText ; onCpu ; openRecords ; readInput ; summary } from './subworkflows/local/utils_virnucpro_pipeline'
+include { checkModel ; readInput } from './subworkflows/local/utils_virnucpro_input'
+include { LEFT_OUT ; checkMachine ; checkParameters ; earlierResults ; failure ; helpText ; onCpu ; openRecords ; summary } from './subworkflows/local/utils_virnucpro_pipeline'
 
 workflow {
     main:
@@ -13,8 +14,8 @@ workflow {
     checkParameters(params, schema, workflow.commandLine)
 
     def samples = readInput(params.input, workflow.workDir)
-    def model = checkModel(params, workflow)
-    checkMachine(params, workflow, samples, model)
+    checkModel(params, workflow)
+    def cpuUnasked = checkMachine(params, workflow)
 
     if (!workflow.preview) {
         // A container gets this folder mounted: it must be there, and the user's.
@@ -30,6 +31,11 @@ workflow {
     )
 
     LEFT_OUT(FASTA_CLASSIFY_VIRNUCPRO.out.refused)
+
+    def gpuProfile = workflow.profile.tokenize(',').contains('gpu')
+    channel.topic('cpu_time')
+        .filter { _meta, said -> said && cpuUnasked && (gpuProfile || said =~ /hours|days/) }
+        .subscribe { meta, said -> log.warn("No GPU is seen on this machine, so the CPU embeds ${meta.id}. ${said.trim()}") }
 
     def versions = """\
         Workflow:
@@ -49,7 +55,7 @@ workflow {
 
     def run = workflow // event handlers do not see `workflow` itself
     def outdir = params.outdir
-    def wantsGpu = workflow.profile.tokenize(',').contains('gpu') && params.device != 'cpu'
+    def wantsGpu = gpuProfile && params.device != 'cpu'
     workflow.onComplete {
         refused.sort().each { sample, sentence -> log.error("Sample ${sample} was left out: ${sentence}") }
         if (run.success && !run.preview) {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sample import FASTA, Sample, viral
-from tiny import WINDOW, write_tiny_model
+from tiny import ENDS, FAST, WINDOW, coding, write_tiny_model
 
 from virnucpro_core import cli
 from virnucpro_core.embedding.engine import embed
@@ -134,3 +134,25 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = ("".join(rng.choice(["AC", "CA", "GC", "CC"], 150)) for _ in range(3))
     path.write_text("".join(f">c{n}\n{text}\n" for n, text in enumerate(texts)))
     return path
+
+
+@pytest.fixture(scope="session")
+def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Forty contigs of 600 bases of each class, whose first frame has no stop codon."""
+    rng = np.random.default_rng(0)
+    paths = {}
+    for kind, ends in ENDS.items():
+        paths[kind] = tmp_path_factory.mktemp("fasta") / f"{kind}.fa"
+        records = (f">{kind}_{n}.1#a\n{coding(rng, ends, 200)}\n" for n in range(40))
+        paths[kind].write_text("".join(records))
+    return paths
+
+
+@pytest.fixture
+def quick_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`train` in this process takes a second, on one thread: small steps thrash on shared cores."""
+    monkeypatch.setattr("virnucpro_core.lab.train.Recipe", lambda: FAST)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -17,7 +17,8 @@ from Bio.Data.CodonTable import unambiguous_dna_by_id
 from Bio.Seq import Seq
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.schema import FRAMES, frame_meta
+from virnucpro_core.parquet import frame_meta
+from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import batches, stop_free_frames
 from virnucpro_core.sequences.translate import translate

@@ -10,7 +10,7 @@ import resource
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ COMMANDS = {
     "classify": "classify SHARD --frames FRAMES --contigs CONTIGS -o OUT MODEL --sample s",
     "report": "report RESULTS -o OUT/r.html",
     "import": "models import own PARTS --models-dir OUT --window 300",
+    "train": "train --virus VIRUS --other OTHER -o OUT/t --window 300 --device cpu",
     "validate": "validate FRAMES MODEL --precision bf16 --sample 3 --json OUT/v.json",
 }
 
@@ -42,6 +43,7 @@ def names(
     edge_frames: Path,
     shard: Path,
     tiny: Model,
+    fastas: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[object]]:
     """What the words of the commands stand for."""
@@ -55,6 +57,8 @@ def names(
         "SHARD": [shard],
         "CONTIGS": [folder / "contigs.parquet"],
         "RESULTS": [folder / "out"],
+        "VIRUS": [fastas["virus"]],
+        "OTHER": [fastas["other"]],
         "MODEL": ["--model", "tiny", "--models-dir", tiny.folder.parent],
         "PARTS": [*parts, "--classifier", tiny.classifier],
     }
@@ -77,13 +81,19 @@ def written(out: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.usefixtures("quick_training")
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_full_disk_exits_1_with_a_sentence_and_goes_on_with_room(
     stage: str,
     names: dict[str, list[object]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
     def run(out: Path) -> tuple[int, list[str]]:
         words = COMMANDS[stage].replace("OUT", str(out)).split()
         code = cli.run([str(part) for word in words for part in names.get(word, [word])])
@@ -99,14 +109,32 @@ def test_full_disk_exits_1_with_a_sentence_and_goes_on_with_room(
         with room(size):
             code, said = run(out)
         assert code == 1, (size, said)
-        assert said[-1].startswith(f"virnucpro: {out}"), (size, said)
+        assert said[-1].startswith((f"virnucpro: {out}", f"virnucpro: {temporary}")), (size, said)
         assert "File too large; nothing finished is lost, mend that and run" in said[-1]
         left = written(out) if out.exists() else {}
+        assert not written(temporary)
         assert not [name for name in left if name.endswith((".partial", ".lock"))]
+        assert not [name for name in left if name.endswith("model.json")]
         assert all(whole[name] == bytes_ for name, bytes_ in left.items() if name in whole)
         code, said = run(out)
         assert code == 0, said
         assert set(written(out)) == set(whole)
+
+
+def test_full_disk_under_the_temporary_folder_exits_1_and_names_it(
+    names: dict[str, list[object]],
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fastas = ["--virus", *names["VIRUS"], "--other", *names["OTHER"]]
+    with room(1000):
+        code, _, err = run("evaluate", *fastas, *names["MODEL"], "--test-part", "--device", "cpu")
+    assert code == 1
+    assert err.startswith(f"virnucpro: {tmp_path}/")
+    assert "File too large; nothing finished is lost, mend that and run" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words", [["--version"], ["predict", "--help"], ["models", "list"]])

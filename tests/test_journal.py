@@ -17,7 +17,7 @@ from virnucpro_core.embedding.prefetch import side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.store import Model
-from virnucpro_core.schema import frame_meta
+from virnucpro_core.parquet import frame_meta
 
 
 @pytest.fixture

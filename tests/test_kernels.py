@@ -96,7 +96,7 @@ def test_encoders_through_the_kernels_equal_float32(
             torch.nn.init.normal_(parameter, std=0.2)
         expected = model.eval().embed_tokens_packed(tokens)
         with monkeypatch.context() as context:
-            for module in ("ops", "attention"):
+            for module in ("ops", "attention", "esm2"):
                 context.setattr(
                     f"virnucpro_core.models.{module}.fused", lambda x: x.is_floating_point()
                 )

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make 
 
 # Reads every sheet of a folder as the pipeline does, and says what it got or how it was refused.
 READ_SHEETS = f"""
-include {{ readInput }} from '{ROOT}/subworkflows/local/utils_virnucpro_pipeline'
+include {{ readInput }} from '{ROOT}/subworkflows/local/utils_virnucpro_input'
 workflow {{
     file("${{launchDir}}/sheets/*").each {{ sheet ->
         def said = null

@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from virnucpro_core.schema import inventory_batches
-from virnucpro_core.sequences.split import auto_shard_bp, split
+from virnucpro_core.parquet import inventory_batches
+from virnucpro_core.sequences.pace import auto_shard_bp
+from virnucpro_core.sequences.split import split
 
 
 def file_of(folder: Path, name: str, size: float) -> Path:
@@ -35,7 +36,7 @@ def test_auto_shard_bp_by_size(size: float, bases: float, tmp_path: Path) -> Non
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from virnucpro_core.schema import inventory_batches
+from virnucpro_core.parquet import inventory_batches
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_cli import assert_refused, virnucpro
+from tiny import SMALL, coding
 
 import virnucpro_core as vnp
 from virnucpro_core.lab.augment import Augmentation, Batches, read_frames
@@ -30,31 +31,6 @@ from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import stop_free_frames
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, NucleotideTokenizer
-
-SMALL = Recipe(
-    nucleotide=(1, 16, 2), protein=(1, 16, 2), hidden=8, vocabulary=64, steps=40, batch=64,
-    learning_rate=1e-2, average=0.8, contigs=60, look=20,
-)  # fmt: skip
-ENDS = {"virus": "AT", "other": "GC"}
-"""Third bases of the codons: nothing else tells the made-up viruses from the others."""
-
-
-def coding(rng: np.random.Generator, ends: str, codons: int) -> str:
-    """Random codons without stops, whose third bases are of `ends`."""
-    starts = rng.choice(["AC", "CA", "CC", "GA", "GC", "GT", "CT", "AT"], codons)
-    return "".join(np.char.add(starts, rng.choice(list(ends), codons)))
-
-
-@pytest.fixture(scope="module")
-def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Forty contigs of 600 bases of each class, whose first frame has no stop codon."""
-    rng = np.random.default_rng(0)
-    paths = {}
-    for kind, ends in ENDS.items():
-        paths[kind] = tmp_path_factory.mktemp("fasta") / f"{kind}.fa"
-        records = (f">{kind}_{n}.1#a\n{coding(rng, ends, 200)}\n" for n in range(40))
-        paths[kind].write_text("".join(records))
-    return paths
 
 
 @pytest.fixture(scope="module")

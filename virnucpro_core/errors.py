@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import mmap
+import os
 import re
 
 
@@ -66,3 +68,16 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None
+
+
+ROOM = (8 + len(os.sched_getaffinity(0))) << 23
+"""Bytes: the stacks of as many threads as there are cores, and what they do first."""
+
+
+def need_room() -> None:
+    """Raise an error that is `out_of_memory` where ROOM cannot be had.
+
+    To be called before threads are started: OpenMP, without, ends the process, and `Thread.start`
+    waits for ever for one that died at its first allocation.
+    """
+    mmap.mmap(-1, ROOM, mmap.MAP_PRIVATE).close()

@@ -27,13 +27,11 @@ def read_small(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise ModelError(f"{path}: is no file; fetch the model again.")
-        with path.open("rb") as handle:
-            content = handle.read(MAX_JSON + 1)
+        if path.stat().st_size > MAX_JSON:
+            raise ModelError(f"{path}: has more than {MAX_JSON >> 20} MiB; fetch the model again.")
+        return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
-    if len(content) > MAX_JSON:
-        raise ModelError(f"{path}: has more than {MAX_JSON >> 20} MiB; fetch the model again.")
-    return content
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -18,6 +21,7 @@ from typer.exceptions import TyperException
 
 from virnucpro_core.cli import measure, models, stages
 from virnucpro_core.errors import (
+    ROOM,
     GpuMemoryError,
     InputError,
     StoppedError,
@@ -127,6 +131,21 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+_LIBRARIES = ("numpy", "pyarrow", "h5py", "torch")
+
+
+class _Rehearsal(MetaPathFinder):
+    """Loads libraries in another process first, whose end is told: without memory they abort."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name in _LIBRARIES:
+            both = ", ".join([*sorted(sys.modules.keys() & _LIBRARIES), name])
+            code = f"import mmap; room = mmap.mmap(-1, {ROOM}); import {both}"
+            command = [sys.executable, "-c", code]
+            if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+                raise MemoryError(f"no room for {name}")
+
+
 def main() -> None:
     """Run the command line; a refusal is one sentence on stderr and its exit code.
 
@@ -135,10 +154,14 @@ def main() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _stop)  # nohup and `&` have some of them ignored
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        sys.meta_path.insert(0, _Rehearsal())
     code = run()
     try:
         sys.stdout.flush()
     except OSError:  # said already; else it were said again at exit, with a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if code:
+        os._exit(code)  # without memory the interpreter's own end may crash
     gc.freeze()  # at exit the collector would go through all of torch again, for 0.3 s
     sys.exit(code)

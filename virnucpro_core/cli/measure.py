@@ -115,7 +115,7 @@ def profile(
 ) -> None:
     """Break one `embed` run into its stages and, on a GPU, its kernels and idle time."""
     from virnucpro_core.embedding.devices import default_precision, parse_devices
-    from virnucpro_core.lab.profile import lines, profile
+    from virnucpro_core.lab.profiling import lines, profile
     from virnucpro_core.models.store import resolve_model
 
     place = parse_devices(device)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from virnucpro_core.embedding.prefetch import side_by_side
-from virnucpro_core.embedding.schedule import Batch, Rows
+from virnucpro_core.embedding.schedule import ESM_SPECIAL_TOKENS, Batch, Rows
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.errors import GpuMemoryError, ModelError, VirNucProError
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import dtype_of
 from virnucpro_core.models.store import Model
+from virnucpro_core.sequences.tokens import Tokens
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -53,6 +55,11 @@ class FrameEncoder:
             )
         self._limit = self.token_budget()
 
+    def parameters(self) -> int:
+        """How many both encoders have, in files of whatever precision."""
+        encoders = self.nucleotide, self.protein
+        return sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
+
     def token_budget(self) -> int:
         """ESM-2 tokens of a batch: on a GPU as many as its free memory holds, a power of two.
 
@@ -65,6 +72,26 @@ class FrameEncoder:
         token_bytes = 2 * 8 * self.protein.dim * self.protein.dtype.itemsize
         fitting = max(1, int(0.8 * free) // token_bytes)
         return min(GPU_TOKENS, 1 << (fitting.bit_length() - 1))
+
+    def tokenize(
+        self, nucleotides: Sequence[str], proteins: Sequence[str]
+    ) -> tuple[Tokens, Tokens]:
+        """The tokens of frames, for each encoder."""
+        return self.nucleotide.tokenize(nucleotides), self.protein.tokenize(proteins)
+
+    def embed_frames(
+        self, nucleotides: Sequence[str], proteins: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """Embed frames that are in memory: float32 (N, dim), in input order."""
+        lengths = np.fromiter(map(len, proteins), np.int64, len(proteins)) + ESM_SPECIAL_TOKENS
+        batches = (
+            Batch(rows, *self.tokenize([nucleotides[r] for r in rows], [proteins[r] for r in rows]))
+            for rows in plan(lengths, self.token_budget())
+        )
+        result = np.empty((len(proteins), self.model.dim), np.float32)
+        for rows, embedding in self.embed(batches, Stages()):
+            result[rows] = embedding
+        return result
 
     def _pooled(self, batch: Batch) -> Tensor:
         """Embeddings of a batch, float32 (B, dim) on the device; a GPU may not be done yet."""

@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.estimate import cpu_warning
 from virnucpro_core.embedding.journal import Finished, row_writer
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
-from virnucpro_core.embedding.shards import FORMAT, EmbeddingFile, Origin, create_shard, seal
+from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
@@ -43,8 +42,9 @@ from virnucpro_core.models.attention import numerics
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import require
+from virnucpro_core.parquet import FrameMeta, frame_meta
 from virnucpro_core.progress import Progress
-from virnucpro_core.schema import FrameMeta, frame_meta
+from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -93,6 +93,10 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
         schedule.frames,
         budget,
     )
+    if device == "cpu" and rank == 0:
+        seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
+        if seconds >= LONG:
+            logger.warning("the CPU does the work, and takes about %s", in_words(seconds))
     run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
     with written_aside(job.folder / f"used{rank}.json") as aside:
@@ -114,10 +118,9 @@ def run_schedule(
 ) -> None:
     """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
     progress = Progress("embed", schedule.frames, "frames")
-    tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
     with (
         row_writer(job.folder / SHARD, job.folder / f"rank{rank}.journal", stages) as writer,
-        closing(prefetch(schedule.batches(job.frames, *tokenizers, stages))) as work,
+        closing(prefetch(schedule.batches(job.frames, encoder.tokenize, stages))) as work,
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
             if number == 0:
@@ -263,7 +266,9 @@ def embed(
             f"translate with --window {model.window}."
         )
     origin = origin_of(model, precision)
-    key = hashlib.sha256(json.dumps([FORMAT, meta.digest, vars(origin)], sort_keys=True).encode())
+    key = hashlib.sha256(
+        json.dumps([SHARD_FORMAT, meta.digest, vars(origin)], sort_keys=True).encode()
+    )
     with _workplace(output, checkpoint_dir, key.hexdigest()[:16]) as folder:
         if _finished(output, origin, meta, force=force):
             logger.info("%s is complete already", output)
@@ -274,8 +279,6 @@ def embed(
             with ExitStack() as stack:
                 if isinstance(devices, str):
                     places = stack.enter_context(leased(devices, gpus))
-                if places[0].type == "cpu" and (warning := cpu_warning(frames, model)):
-                    logger.warning(warning)
                 job = Job(frames, model, precision, token_budget, folder, done)
                 run_ranks(embed_rank, job, [str(place) for place in places], output)
         finish(folder, output, meta.rows)

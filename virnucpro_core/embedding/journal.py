@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_core.embedding.hdf5 import judged, open_h5, write_at
+from virnucpro_core.embedding.schedule import Rows
 from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.errors import need_room
 from virnucpro_core.files import blamed, written_aside
 
 logger = logging.getLogger("virnucpro.embed")
 
-Rows = NDArray[np.int64]
 Checksums = NDArray[np.uint32]
 
 FLUSH_BYTES = 64 << 20
@@ -137,6 +138,7 @@ class RowWriter:
     def _flush(self) -> None:
         self._wait()
         if self._batches:
+            need_room()
             self._pending = self._executor.submit(self._write, self._batches)
         self._batches, self._bytes, self._since = [], 0, time.monotonic()
 

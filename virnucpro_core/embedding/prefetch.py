@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from virnucpro_core.errors import need_room
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -41,10 +43,17 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
             put(None, StopIteration())
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    need_room()
     thread.start()
     try:
         while True:
-            item, error = ready.get()
+            alive = thread.is_alive()
+            try:
+                item, error = ready.get(timeout=1)
+            except queue.Empty:
+                if alive:
+                    continue
+                raise MemoryError("not even for a thread's last word") from None
             if isinstance(error, StopIteration):
                 return
             if error is not None:
@@ -64,6 +73,7 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T], threads: int) -
     pending: deque[Future[R]] = deque()
     try:
         for item in items:
+            need_room()
             pending.append(executor.submit(function, item))
             if len(pending) >= 2 * threads:
                 yield pending.popleft().result()

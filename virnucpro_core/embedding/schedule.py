@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.packing import plan
-from virnucpro_core.schema import frame_batches
+from virnucpro_core.parquet import frame_batches
 from virnucpro_core.sequences.tokens import Tokens
 
 ESM_SPECIAL_TOKENS = 2
@@ -22,7 +22,8 @@ SLAB = 1 << 18
 """Frames that are sorted by length and held as text at once: it bounds memory, not speed."""
 
 Rows = NDArray[np.int64]
-Tokenize = Callable[[Sequence[str]], Tokens]
+Tokenize = Callable[[Sequence[str], Sequence[str]], tuple[Tokens, Tokens]]
+"""Nucleotides and proteins of frames to the tokens of each encoder."""
 
 
 class Batch(NamedTuple):
@@ -72,9 +73,7 @@ class Schedule:
         self.kept = self.planned - sum(map(len, self._slabs))
         self.frames = sum(len(rows) for slab in self._slabs for rows in slab)
 
-    def batches(
-        self, frames: Path, nucleotide: Tokenize, protein: Tokenize, stages: Stages
-    ) -> Iterator[Batch]:
+    def batches(self, frames: Path, tokenize: Tokenize, stages: Stages) -> Iterator[Batch]:
         """Read and tokenise the frames of a table, batch by batch."""
         texts = frame_batches(frames, ["nucleotide", "protein"], SLAB)
         for number, slab in enumerate(self._slabs):
@@ -85,5 +84,5 @@ class Schedule:
                     part = text.take(pa.array(rows - number * SLAB))
                     bases, residues = (part[name].to_pylist() for name in part.schema.names)
                 with stages("tokenise"):
-                    batch = Batch(rows, nucleotide(bases), protein(residues))
+                    batch = Batch(rows, *tokenize(bases, residues))
                 yield batch

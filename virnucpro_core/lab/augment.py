@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,7 +259,6 @@ class Batches(Dataset[Batch]):
 
         A worker is forked, shares the corpus, and has one thread: a pool each would thrash.
         """
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         _ = self._edges  # before the fork, once
         return iter(
             DataLoader(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.files import blamed
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 
 PARTS = {"test": 0.12, "validation": 0.12, "training": 0.76}
@@ -120,7 +121,7 @@ class Corpus:
         groups: dict[str, int] = {}
         rows: list[tuple[int, int, int, int, int]] = []
         at = 0
-        with path.open("wb") as out:
+        with blamed(path), path.open("wb") as out:
             for files, is_viral, held in (
                 (virus, True, True), (other, False, True),
                 (more_virus, True, False), (more_other, False, False),

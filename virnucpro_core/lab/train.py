@@ -22,9 +22,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from virnucpro_core.errors import need_room
+from virnucpro_core.files import blamed
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
-from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
@@ -37,7 +39,7 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -193,18 +195,23 @@ def learned_tokenizer(
     windows = corpus.windows(drawn, begin, window)
     bpe = train_tokenizer([letters(row).decode() for row in windows], vocabulary)
     with TemporaryDirectory() as folder:
-        bpe.save(f"{folder}/tokenizer.json")
-        return bpe, NucleotideTokenizer(Path(folder) / "tokenizer.json")
+        path = Path(folder) / "tokenizer.json"
+        with blamed(path):
+            path.write_text(bpe.to_str())
+        return bpe, NucleotideTokenizer(path)
 
 
 def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
     """Write a model's folder."""
-    write_dnabert_s(out / "dnabert_s", model.nucleotide)
-    bpe.save(str(out / "dnabert_s/tokenizer.json"))
-    write_esm2(out / "esm2", model.protein)
-    write_weights(model.classifier.state_dict(), out / "classifier.safetensors")
-    dim = model.classifier.input_dim
-    return write_model(out, out.resolve().name, window, dim, **about)
+    return write_modules(
+        out,
+        window,
+        dnabert_s=model.nucleotide,
+        esm2=model.protein,
+        classifier=model.classifier,
+        tokenizer=bpe.to_str(pretty=True),
+        **about,
+    )
 
 
 def settle(known: Look, model: Trainee, false: float) -> float:
@@ -253,6 +260,7 @@ def train(
 
     Raises InputError for bad FASTA, or when a part lacks one of the classes.
     """
+    need_room()
     recipe = recipe or Recipe()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -292,7 +300,9 @@ def train(
 
     course.model.load_state_dict(course.state)
     weight = settle(known, course.model, recipe.false_positives)
-    model = store(course.model, bpe, out, window)
+    with TemporaryDirectory() as folder:  # measured as it is stored, in fp16
+        model = store(course.model, bpe, Path(folder), window)
+        measured = {part: evaluate(model, held[part], device) for part in held}
     record: dict[str, Any] = {
         "files": {
             name: [path.name for path in files]
@@ -311,8 +321,7 @@ def train(
         "recipe": asdict(recipe),
         "kept_step": course.best_step,
         "nucleotide_weight": weight,
-        "validation": evaluate(model, held["validation"], device),
-        "test": evaluate(model, held["test"], device),
+        **measured,
     }  # fmt: skip
     store(course.model, bpe, out, window, training=record)
     return record

@@ -18,22 +18,24 @@ import torch
 from numpy.linalg import norm
 from numpy.typing import NDArray
 
-from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.embedding.encoders import FrameEncoder
+from virnucpro_core.errors import InputError
 from virnucpro_core.lab.machine import machine
 from virnucpro_core.models.classifier import load_classifier
-from virnucpro_core.models.dnabert_s import load_dnabert_s
-from virnucpro_core.models.esm2 import load_esm2
-from virnucpro_core.models.precision import check_precision, dtype_of
+from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model
 from virnucpro_core.models.validations import BARS, keep
+from virnucpro_core.parquet import frame_batches, frame_meta
 from virnucpro_core.results.calls import frame_is_virus
-from virnucpro_core.schema import frame_batches, frame_meta
 
 logger = logging.getLogger("virnucpro.validate")
 
 REFERENCE = "fp32"
 """Only validations against this one are kept."""
 FLIPS_SHOWN = 5
+
+Halves = dict[str, NDArray[np.float32]]
+"""Embeddings (N, dim) by encoder."""
 
 
 @dataclass(frozen=True)
@@ -99,21 +101,12 @@ def sample_frames(frames: Path, count: int) -> pa.Table:
     return pa.Table.from_batches(parts)
 
 
-def _embedded(
-    model: Model, texts: pa.Table, precision: str, device: torch.device
-) -> dict[str, NDArray[np.float32]]:
-    """Embeddings (N, dim) of each encoder, loaded one at a time."""
-    result = {}
-    for name, load, path, column in (
-        ("DNABERT-S", load_dnabert_s, model.nucleotide, "nucleotide"),
-        ("ESM-2", load_esm2, model.protein, "protein"),
-    ):
-        encoder = load(path, device=device, dtype=dtype_of(precision)).placed(device, precision)
-        result[name] = encoder.embed(texts[column].to_pylist())
-        del encoder
-        if not np.isfinite(result[name]).all():
-            raise VirNucProError(f"{name} of {model.name} in {precision} gives values not finite.")
-    return result
+def _embed(model: Model, texts: pa.Table, precision: str, device: torch.device) -> Halves:
+    encoder = FrameEncoder(model, device, precision)
+    columns = (texts[name].to_pylist() for name in ("nucleotide", "protein"))
+    whole = encoder.embed_frames(*columns)
+    halves = np.split(whole, [encoder.nucleotide.dim], axis=1)
+    return dict(zip(("DNABERT-S", "ESM-2"), halves, strict=True))
 
 
 def _figures(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, float]:
@@ -156,7 +149,7 @@ def validate(
         check_precision(name, device)
     texts = sample_frames(frames, sample)
     logger.info("embedding %d of %d frames in %s and %s", len(texts), meta.rows, against, precision)
-    expected, found = (_embedded(model, texts, name, device) for name in (against, precision))
+    expected, found = (_embed(model, texts, name, device) for name in (against, precision))
     classifier = load_classifier(model.classifier)
     with torch.inference_mode():
         before, after = (

@@ -11,28 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.schema import CONTIGS
 from virnucpro_core.sequences.windows import Int64Array, windows
 
 MIN_VIRAL_FRACTION = 0.5
 CALLS = ("virus", "other", "no_call")
 REASONS = ("too_short", "ambiguous", "no_stop_free_frame")
-
-CONTIGS = pa.schema(
-    [
-        ("contig", pa.string()),
-        ("length", pa.int64()),
-        ("windows", pa.int32()),
-        ("frames", pa.int32()),
-        ("viral_windows", pa.int32()),
-        ("viral_fraction", pa.float32()),
-        ("max_virus_score", pa.float32()),
-        ("mean_virus_score", pa.float32()),
-        ("call", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-"""One row a contig, in input order. viral_fraction is viral_windows over the windows that have a
-frame; a window's virus score is the highest of its frames; the three are null for a no_call."""
 
 Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]

@@ -20,9 +20,9 @@ from virnucpro_core.files import keep_apart
 from virnucpro_core.inputs import Input
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.store import Model
+from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.results.calls import (
     CALLS,
-    CONTIGS,
     MIN_VIRAL_FRACTION,
     REASONS,
     Float32Array,
@@ -33,7 +33,7 @@ from virnucpro_core.results.calls import (
 )
 from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.tables import ResultFiles
-from virnucpro_core.schema import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.schema import CONTIGS
 from virnucpro_core.sequences.windows import Int64Array
 from virnucpro_core.version import __version__
 

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.inputs import Input, same
+from virnucpro_core.parquet import frame_batches
 from virnucpro_core.results.calls import Float32Array
-from virnucpro_core.schema import FRAMES, frame_batches
+from virnucpro_core.schema import FRAMES
 
-MADE = b"virnucpro.made"
+MADE = "virnucpro.made"
 """Key in the footer of a scored frames.parquet: JSON of `Scores.made`."""
 
 
@@ -62,7 +63,7 @@ def kept_scores(out: Path) -> Scores:
     path = out / "frames.parquet"
     try:
         footer = pq.read_metadata(path).metadata or {}
-        made = json.loads(footer[MADE])
+        made = json.loads(footer[MADE.encode()])
     except (OSError, KeyError, ValueError, RecursionError, pa.ArrowInvalid) as error:
         blame_machine(error, path)
         raise InputError(f"{path}: keeps no scores of this version; embed again.") from None

@@ -9,11 +9,12 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from virnucpro_core.models.classifier import CLASSES
 from virnucpro_core.results.calls import BoolArray, Float32Array, frame_is_virus
 
 PREDICTIONS = "prediction_results.txt"
 HIGHEST_SCORE = "prediction_results_highestscore.csv"
+_CLASSES = ("others", "virus")
+"""The original's labels, in the order of the logits."""
 
 
 class Predictions:
@@ -25,7 +26,7 @@ class Predictions:
 
     def write(self, frame_ids: Sequence[str], scores: Float32Array) -> None:
         """Write frames with scores (N, 2) of (others, virus), in the order given."""
-        labels = [CLASSES[virus] for virus in frame_is_virus(scores).astype(int).tolist()]
+        labels = [_CLASSES[virus] for virus in frame_is_virus(scores).astype(int).tolist()]
         # str() of a numpy float32, the shortest text that reads back, is the original's format.
         columns = map(str, scores[:, 0]), map(str, scores[:, 1])
         self._handle.writelines(

@@ -16,23 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, made, written_aside
-from virnucpro_core.results.calls import CALLS, CONTIGS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.parquet import BATCH_ROWS, table_writer
+from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame_is_virus
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import FRAMES, ROWS
+from virnucpro_core.schema import CONTIGS, SCORED, WINDOWS
 
-SCORED = pa.schema(
-    [
-        *FRAMES,
-        pa.field("score_other", pa.float32()),
-        pa.field("score_virus", pa.float32()),
-        pa.field("call", pa.string()),
-    ]
-)
 RESULTS = (
     "contigs.tsv",
     "windows.tsv",
@@ -42,7 +34,6 @@ RESULTS = (
     HIGHEST_SCORE,
     "summary.json",
 )
-WINDOWS = "window_id contig window start end frames score_other score_virus call"
 
 
 def _text(scores: Float32Array) -> list[str]:
@@ -56,7 +47,7 @@ def _column(values: pa.Array) -> Sequence[object]:
     return ["" if value is None else value for value in values.to_pylist()]
 
 
-def _write_rows(handle: TextIO, *columns: Sequence[object]) -> None:
+def _write_lines(handle: TextIO, *columns: Sequence[object]) -> None:
     handle.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
 
 
@@ -77,21 +68,19 @@ class ResultFiles:
     def __enter__(self) -> ResultFiles:
         with ExitStack() as stack:  # files are renamed in reverse order
             stack.enter_context(made(self._out))
-            self._summary = self._open(stack, "summary.json")
-            self._contigs = self._open(stack, "contigs.tsv")
-            self._windows = self._open(stack, "windows.tsv")
-            self._predictions = Predictions(self._open(stack, PREDICTIONS))
-            self._highest_csv = self._open(stack, HIGHEST_SCORE)
+            self._summary = self._text_file(stack, "summary.json")
+            self._contigs = self._text_file(stack, "contigs.tsv")
+            self._windows = self._text_file(stack, "windows.tsv")
+            self._predictions = Predictions(self._text_file(stack, PREDICTIONS))
+            self._highest_csv = self._text_file(stack, HIGHEST_SCORE)
             aside = stack.enter_context(written_aside(self._out / "viral.fasta.gz"))
             raw = stack.enter_context(aside.open("wb"))
             # neither name nor time within: the same contigs give the same bytes
             self._viral = stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
             aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
-            self._frames = stack.enter_context(
-                pq.ParquetWriter(aside, SCORED, compression="zstd", write_page_checksum=True)
-            )
+            self._frames = stack.enter_context(table_writer(aside, SCORED))
             self._contigs.write("\t".join(CONTIGS.names) + "\n")
-            self._windows.write("\t".join(WINDOWS.split()) + "\n")
+            self._windows.write("\t".join(WINDOWS) + "\n")
             self._stack = stack.pop_all()
         return self
 
@@ -103,7 +92,7 @@ class ResultFiles:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def _open(self, stack: ExitStack, name: str) -> TextIO:
+    def _text_file(self, stack: ExitStack, name: str) -> TextIO:
         aside = stack.enter_context(written_aside(self._out / name))
         self._texts.append(stack.enter_context(aside.open("w", encoding="utf-8", newline="\n")))
         return self._texts[-1]
@@ -112,7 +101,7 @@ class ResultFiles:
         """Rows of a frame table with their scores (N, 2) of (other, virus)."""
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
         columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
-        self._frames.write_batch(pa.record_batch(columns, schema=SCORED))
+        self._frames.write(pa.record_batch(columns, schema=SCORED))
         self._predictions.write(frames["frame_id"].to_pylist(), scores)
 
     def write_contigs(
@@ -120,9 +109,9 @@ class ResultFiles:
     ) -> None:
         """A batch of the inventory, the calls of all its windows, and its rows of `CONTIGS`."""
         names = inventory["contig"].to_pylist()
-        for at in range(0, len(calls.contig), ROWS):  # a chromosome has a million windows
-            self._write_windows(names, calls[at : at + ROWS])
-        _write_rows(self._contigs, *map(_column, contigs.columns))
+        for at in range(0, len(calls.contig), BATCH_ROWS):  # a chromosome has a million windows
+            self._write_windows(names, calls[at : at + BATCH_ROWS])
+        _write_lines(self._contigs, *map(_column, contigs.columns))
         for i in np.flatnonzero(pc.equal(contigs["call"], "virus")).tolist():
             header = f"{names[i]} {inventory['description'][i]}".rstrip()
             self._viral.write(f">{header}\n".encode())
@@ -132,7 +121,7 @@ class ResultFiles:
     def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
         ids = calls.ids(names)
         call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
-        _write_rows(
+        _write_lines(
             self._windows,
             ids,
             [names[i] for i in calls.contig.tolist()],
@@ -146,11 +135,10 @@ class ResultFiles:
 
     def finish(self, summary: dict[str, object]) -> None:
         """Write what needs all contigs: the original's sorted file, and summary.json."""
-        self._frames.add_key_value_metadata({MADE: json.dumps(self._made).encode()})
         self._highest.write(self._highest_csv)
         self._summary.write(json.dumps(summary, indent=2) + "\n")
         # what a full disk may refuse is on disk before anything that was there goes
-        self._frames.close()
+        self._frames.finish({MADE: json.dumps(self._made)})
         self._viral.close()
         for handle in self._texts:
             handle.flush()
@@ -161,7 +149,7 @@ class ResultFiles:
 
 _ALWAYS = ("contig", "length", "windows", "frames", "viral_windows", "call")
 """Columns of contigs.tsv that have a value in every row."""
-_SCORES = ("viral_fraction", "max_virus_score", "mean_virus_score")
+_SCORE_COLUMNS = ("viral_fraction", "max_virus_score", "mean_virus_score")
 
 
 def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -183,7 +171,7 @@ def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
             if not set(batch["call"].unique().to_pylist()) <= set(CALLS):
                 raise ValueError("a call is none of ours")
             called = pc.not_equal(batch["call"], "no_call")
-            for name in _SCORES:  # of what has a call, and of nothing else
+            for name in _SCORE_COLUMNS:  # of what has a call, and of nothing else
                 share = pc.and_(pc.greater_equal(batch[name], 0), pc.less_equal(batch[name], 1))
                 if not pc.fill_null(share, False).equals(called):
                     raise ValueError(f"a {name} does not fit its call")

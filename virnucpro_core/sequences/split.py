@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, made, written_aside
 from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
+from virnucpro_core.parquet import table_writer
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
@@ -22,50 +22,6 @@ from virnucpro_core.sequences.frames import batches
 logger = logging.getLogger("virnucpro.split")
 
 SHARD_BP = 10_000_000
-
-TASK_SECONDS = 600
-"""What an embed task should last: long beside its start-up of 10 to 20 s, short to lose."""
-
-FLOPS = {
-    "cpu": 2e11,
-    "t4": 3e13,
-    "v100": 6e13,
-    "a100": 1.6e14,
-    "l40s": 1.8e14,
-    "h100": 5.1e14,
-    "h200": 5.1e14,
-}
-"""Floating point operations a second that `embed` reaches on a device, file to file: measured on an
-H100 (docs/benchmarks/h100); the other GPUs by their peaks, the CPU as 8 cores."""
-
-PARAMETERS = {"mini": 2.4e6}
-"""Of both encoders; of a model that is not named here, those of the published ones."""
-
-PUBLISHED = 2.96e9
-TOKENS_PER_BASE = 0.2
-"""Residues of stop-free frames that a base gives, with windows of 500; 0.33 with 300."""
-
-MOST_TOKENS = {"cpu": 10_000.0}
-"""Tokens a second beyond which tokenising and writing set the pace; on a GPU ten times as many."""
-
-
-def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
-    """Bases of a piece on which `embed` works for about TASK_SECONDS on that class of device.
-
-    A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
-    Its size is taken from the files' sizes, compressed ones four times. Between 100 kb and 250 Mb.
-    """
-    rate = FLOPS[device] / (2 * PARAMETERS.get(model, PUBLISHED))
-    rate = min(rate, MOST_TOKENS.get(device, 100_000.0))
-    per_base = 0.33 if model.endswith("-300") else TOKENS_PER_BASE
-    target = TASK_SECONDS * rate / per_base
-    size = 0
-    for path in fasta:
-        if path.exists():  # if not, reading refuses it
-            packed = path.suffix in (".gz", ".bz2", ".xz", ".zst")
-            size += path.stat().st_size * (4 if packed else 1)
-    bases = min(target, max(size / 4, target / 10))
-    return round(min(250e6, max(100e3, bases)))
 
 
 def _pieces(contigs: Iterable[Contig], shard_bp: int) -> Iterator[tuple[int, Contig]]:
@@ -145,15 +101,8 @@ def _cut(
 ) -> int:
     """Write the inventory and the pieces, which are added to the list; return their contigs."""
     count = 0
-    with pq.ParquetWriter(
-        inventory,
-        INVENTORY,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["piece"],
-        write_statistics=["length", "piece"],
-        write_page_checksum=True,
-    ) as writer:
+    options = {"use_dictionary": ["piece"], "write_statistics": ["length", "piece"]}
+    with table_writer(inventory, INVENTORY, **options) as writer:
         numbered = _pieces(read_fasta(fasta), shard_bp)
         for piece, contigs in groupby(numbered, itemgetter(0)):
             path = folder / f"piece_{piece:05d}.fasta"
@@ -162,7 +111,8 @@ def _cut(
                     for contig in batch:
                         lines = (b">", contig.id.encode(), b"\n", contig.sequence, b"\n")
                         handle.writelines(lines)
-                    writer.write_batch(_inventory(batch, piece))  # one row group
+                    writer.write(_inventory(batch, piece))  # one row group
                     count += len(batch)
             pieces.append(path)
+        writer.finish()
     return count

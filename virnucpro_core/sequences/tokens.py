@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from tokenizers import Tokenizer
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.reading import read_small
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+"""One thread keeps ahead of a GPU; a pool for want of memory panics, aborts or is waited for."""
 
 
 class Tokens(NamedTuple):

@@ -12,10 +12,10 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from virnucpro_core.files import keep_apart, written_aside
-from virnucpro_core.schema import FORMAT, FRAMES
+from virnucpro_core.parquet import FRAME_FORMAT, table_writer
+from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts
 from virnucpro_core.sequences.windows import window_starts
@@ -105,14 +105,11 @@ def translate(
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
         writer = stack.enter_context(
-            pq.ParquetWriter(
+            table_writer(
                 stack.enter_context(written_aside(output)),
                 FRAMES,
-                compression="zstd",
-                compression_level=1,
                 use_dictionary=["contig", "frame"],
                 write_statistics=["contig", "window", "start", "end"],
-                write_page_checksum=True,
             )
         )
         for batch in batches(read_fasta(fasta)):
@@ -120,15 +117,15 @@ def translate(
             if original:
                 original.write_chunks(batch)
             for table in frame_parts(batch, window):
-                writer.write_batch(table)
+                writer.write(table)
                 digest.add_frames(table)
                 if original:
                     original.write_frames(table)
                 frames += table.num_rows
             contigs += len(batch)
-        writer.add_key_value_metadata(
+        writer.finish(
             {
-                "virnucpro.format": FORMAT,
+                "virnucpro.format": FRAME_FORMAT,
                 "virnucpro.window": str(window),
                 "virnucpro.digest": digest.hexdigest(),
             }

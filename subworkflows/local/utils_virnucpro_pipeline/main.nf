@@ -1,5 +1,7 @@
 // What the pipeline asks of its user and tells its user. Nothing here knows about viruses.
 
+include { upsetsShell } from '../utils_virnucpro_input'
+
 /** A sample that split refused: fails and is ignored, so that the run goes on, and is no success at its end. */
 process LEFT_OUT {
     tag "${meta.id}"
@@ -12,57 +14,59 @@ process LEFT_OUT {
     throw new IllegalStateException("Sample ${meta.id} was left out.") // error() would end the run
 }
 
-/** The properties of nextflow_schema.json by name, over all its groups. */
-def schemaProperties(schema) {
-    def groups = new groovy.json.JsonSlurper().parseText(schema.getText('UTF-8'))['$defs']
-    return groups.values().collectEntries { group -> group.properties }
-}
-
 /**
  * Refuses parameters that the schema does not know or whose value it does not allow. Of those that only a
  * configuration sets it warns: an institution's has parameters of its own.
  */
 def checkParameters(params, schema, commandLine) {
-    def properties = schemaProperties(schema)
-    def unknown = params.keySet() - properties.keySet()
+    def rules = groupsOf(schema).collectEntries { group -> group.properties }
+    def unknown = params.keySet() - rules.keySet()
     def given = givenParameters(commandLine)
-    def wrong = unknown.find { key -> bareName(key) in given }
+    def wrong = unknown.find { name -> bareName(name) in given }
     if (wrong) {
-        def nearest = properties.keySet().collect { known -> bareName(known) }.closest(bareName(wrong))
-        def meant = properties.keySet().find { known -> bareName(known) in nearest }
+        def meant = rules.keySet().closest(wrong).find()
         error("Unknown parameter --${wrong}: ${meant ? "did you mean --${meant}? " : ''}See --help.")
     }
     if (unknown) {
         log.warn("Parameters of a configuration that mean nothing here: ${unknown.sort().join(', ')}.")
     }
-
-    params.subMap(properties.keySet()).findAll { _name, value -> value != null }.each { name, value ->
-        def rule = properties[name]
-        def fits = [
-            string: !(value instanceof Boolean), // a name can look like a number
-            integer: value instanceof Integer || value instanceof Long,
-            number: value instanceof Number,
-            boolean: value instanceof Boolean,
-        ][rule.type]
-        if (!fits) {
-            error("--${name} ${value}: give ${rule.type == 'integer' ? 'an integer' : "a ${rule.type}"}.")
-        }
-        if (rule['enum'] && !(value in rule['enum'])) {
-            error("--${name} ${value}: give one of ${rule['enum'].join(', ')}.")
-        }
-        if (rule.pattern && !(value.toString() ==~ rule.pattern)) {
-            error("--${name} ${value}: this does not fit. ${rule.description}.")
-        }
-        if (rule.exclusiveMinimum != null && value <= rule.exclusiveMinimum) {
-            error("--${name} ${value}: give more than ${rule.exclusiveMinimum}.")
-        }
-        if (rule.minimum != null && value < rule.minimum) {
-            error("--${name} ${value}: give ${rule.minimum} or more.")
-        }
-        if (rule.maximum != null && value > rule.maximum) {
-            error("--${name} ${value}: give ${rule.maximum} or less.")
+    rules.each { name, rule ->
+        def misfit = params[name] == null ? null : misfitOf(params[name], rule)
+        if (misfit) {
+            error("--${name} ${params[name]}: ${misfit}.")
         }
     }
+}
+
+/** What to do about a value that the schema's rule does not allow. */
+def misfitOf(value, rule) {
+    def fits = [
+        string: !(value instanceof Boolean), // a name can look like a number
+        integer: value instanceof Integer || value instanceof Long,
+        number: value instanceof Number,
+        boolean: value instanceof Boolean,
+    ]
+    if (!fits[rule.type]) {
+        return "give ${rule.type == 'integer' ? 'an integer' : "a ${rule.type}"}"
+    }
+    if (rule['enum'] && !(value in rule['enum'])) {
+        return "give one of ${rule['enum'].join(', ')}"
+    }
+    if (rule.pattern && !(value.toString() ==~ rule.pattern)) {
+        return "this does not fit. ${rule.description}"
+    }
+    if (rule.exclusiveMinimum != null && value <= rule.exclusiveMinimum) {
+        return "give more than ${rule.exclusiveMinimum}"
+    }
+    if (rule.minimum != null && value < rule.minimum) {
+        return "give ${rule.minimum} or more"
+    }
+    return rule.maximum != null && value > rule.maximum ? "give ${rule.maximum} or less" : null
+}
+
+/** The groups of parameters of nextflow_schema.json. */
+def groupsOf(schema) {
+    return new groovy.json.JsonSlurper().parseText(schema.getText('UTF-8'))['$defs'].values()
 }
 
 /** The bare names, and other words, of a command line's parameters and of the file of parameters that it names. */
@@ -80,9 +84,8 @@ def bareName(name) {
 
 /** The text of --help, out of the schema. */
 def helpText(schema) {
-    def groups = new groovy.json.JsonSlurper().parseText(schema.getText('UTF-8'))['$defs'].values()
     def lines = ["Usage: nextflow run main.nf --input contigs.fasta --outdir results [-profile test] [-resume]"]
-    groups.each { group ->
+    groupsOf(schema).each { group ->
         lines << "\n${group.title}"
         group.properties.findAll { _name, rule -> !rule.hidden }.each { name, rule ->
             def preset = rule['default'] == null ? '' : " [${rule['default']}]"
@@ -92,173 +95,10 @@ def helpText(schema) {
     return lines.join('\n')
 }
 
-/** The samples that --input names, each [meta, [fasta, ...]], in its order. */
-def readInput(input, workDir) {
-    def sheet = 'a CSV sheet with the columns sample,fasta'
-    if (!input) {
-        error("--input is missing: give a FASTA file, a quoted glob or ${sheet}.")
-    }
-    if (input.toString() ==~ /(?i).*\.[ct]sv/) {
-        return readSheet(file(input.toString(), glob: false), workDir)
-    }
-    // What matches no file as a glob may be the name of one: contigs[1].fa
-    def found = [file(input.toString())].flatten() ?: [file(input.toString(), glob: false)]
-    if (!found[0].exists()) {
-        error("--input ${input}: no such file; check the path (a glob needs quotes).")
-    }
-    def samples = found.collect { fasta -> [[id: sampleName(fasta)], [withPlainName(fasta, workDir)]] }
-    samples.groupBy { meta, _fasta -> meta.id }.each { id, same ->
-        if (same.size() > 1) {
-            error("--input ${input}: ${same.size()} files make a sample '${id}'; name samples in ${sheet}.")
-        }
-        if (!isSampleName(id)) {
-            error("--input ${input}: '${id}' can't name a folder of results; name samples in ${sheet}.")
-        }
-    }
-    return samples
-}
-
-/**
- * The samples of a sheet: rows with one name are files of one sample, paths are relative to the sheet. Cells are
- * parted by commas, semicolons or tabs; further columns go into the sample's meta, from its first row.
- */
-def readSheet(sheet, workDir) {
-    if (!sheet.exists()) {
-        error("--input ${sheet}: no such file; check the path.")
-    }
-    def rows = sheetText(sheet).readLines().withIndex(1).findAll { line, _number -> line.replaceAll(/[,;\t]/, '').trim() }
-    def header = rows ? rows[0][0] : ''
-    def separator = ['\t', ';'].find { mark -> header.contains(mark) && !header.contains(',') } ?: ','
-    def columns = cells(header, separator)
-    if (!columns.containsAll(['sample', 'fasta']) || columns.findAll().size() != columns.findAll().toSet().size() || 'id' in columns) {
-        error("${sheet} line 1: the columns must be sample,fasta, and others, if any, have names of their own and not id; got '${header}'.")
-    }
-    if (rows.size() == 1) {
-        error("${sheet} line 2: no samples; add a line with a sample and its FASTA file.")
-    }
-    def samples = [:]
-    rows.tail().each { line, number ->
-        def row = cells(line, separator)
-        def cell = [columns, row].transpose().collectEntries()
-        if (row.size() < columns.findAll().size() || row.drop(columns.size()).any() || !cell.sample || !cell.fasta) {
-            def wanted = columns.findAll()
-            error("${sheet} line ${number}: expected ${wanted.size() == 2 ? 'two' : wanted.size()} cells, ${wanted.join(' and ')}; got '${line}'.")
-        }
-        if (!isSampleName(cell.sample)) {
-            def reserved = reservedNames().join(', ')
-            error("${sheet} line ${number}: '${cell.sample}' can't name a folder; use up to 200 letters, digits and ._-, none of ${reserved}.")
-        }
-        def fasta = besideSheet(sheet, cell.fasta, number)
-        if (!fasta.exists()) {
-            error("${sheet} line ${number}: no such file ${fasta.toUriString()}; paths are relative to the sheet.")
-        }
-        def more = cell.findAll { name, _value -> name && !(name in ['sample', 'fasta']) }
-        def (_meta, fastas) = samples.get(cell.sample, [[id: cell.sample] + more, []])
-        if (fasta in fastas) {
-            error("${sheet} line ${number}: sample '${cell.sample}' has ${cell.fasta} already; name every file once.")
-        }
-        fastas << fasta
-    }
-    return samples.values().collect { meta, fastas -> [meta, fastas.collect { fasta -> withPlainName(fasta, workDir) }] }
-}
-
-/** A sheet is UTF-8, whatever the locale. */
-def sheetText(sheet) {
-    try {
-        return java.nio.charset.StandardCharsets.UTF_8.newDecoder().decode(java.nio.ByteBuffer.wrap(sheet.bytes)).toString()
-    }
-    catch (java.nio.charset.CharacterCodingException _error) {
-        error("${sheet}: is not UTF-8; save it as 'CSV UTF-8', or as plain text.")
-    }
-}
-
-/** A file of a sheet; not through the sheet's path as text, since that of a bucket lacks the bucket. */
-def besideSheet(sheet, path, number) {
-    try {
-        return path.startsWith('/') || path.contains('://') ? file(path, glob: false) : sheet.resolveSibling(path)
-    }
-    catch (java.nio.file.InvalidPathException _error) {
-        error("${sheet} line ${number}: this locale has no such letters as those of '${path}'; export LC_ALL=C.UTF-8.")
-    }
-}
-
-/** The cells of a line of a sheet, without quotes and Excel's mark of UTF-8. */
-def cells(line, separator) {
-    return line.split(separator + '(?=([^"]*"[^"]*")*[^"]*$)', -1).collect { cell -> cell.replaceAll('["\\uFEFF]', '').trim() }
-}
-
-/** Whether Nextflow would hand this path to the shell unquoted. */
-def upsetsShell(path) {
-    return path.scheme == 'file' && path.toAbsolutePath().toString() =~ /[$\p{Cntrl}]/
-}
-
-/**
- * The file, under another name where Nextflow would hand its own to the shell unquoted: a link, or a copy on another
- * disk, that is the same at each run.
- */
-def withPlainName(fasta, workDir) {
-    if (!upsetsShell(fasta)) {
-        return fasta
-    }
-    def plain = workDir.resolve("inputs/${fasta.toString().md5()}/${fasta.name.replaceAll(/[^A-Za-z0-9._-]+/, '_')}")
-    plain.parent.mkdirs()
-    java.nio.file.Files.deleteIfExists(plain)
-    try {
-        java.nio.file.Files.createLink(plain, fasta.toRealPath())
-    }
-    catch (Exception _error) {
-        java.nio.file.Files.copy(fasta, plain, java.nio.file.StandardCopyOption.COPY_ATTRIBUTES)
-    }
-    return plain
-}
-
-/** What stands beside the samples' folders, in the results or in a task. */
-def reservedNames() {
-    return ['report', 'pipeline_info', 'frames', 'shards', 'models']
-}
-
-def isSampleName(id) {
-    return id ==~ /[A-Za-z0-9][A-Za-z0-9._-]{0,199}/ && !(id in reservedNames())
-}
-
-/** A file's name less what says that it is (compressed) FASTA. */
-def sampleName(fasta) {
-    return fasta.name
-        .replaceFirst(/\.(gz|bz2|xz|zst)$/, '')
-        .replaceFirst(/\.(fa|fasta|fna|fas)$/, '')
-        .replaceAll(/[^A-Za-z0-9._-]+/, '_')
-}
-
-/** The folder of the model, where it can be known; refuses one that no task would find. */
-def checkModel(params, workflow) {
-    def given = params.models_dir ? file(params.models_dir.toString(), glob: false) : null
-    if (given && !given.exists()) {
-        error("--models_dir ${params.models_dir}: no such folder; check the path.")
-    }
-    if (given && upsetsShell(given)) {
-        error("--models_dir ${params.models_dir}: Nextflow can't hand such a path to a task; name a link to it without the odd letter.")
-    }
-    if (params.model == 'mini') {
-        return file("${workflow.projectDir}/virnucpro_core/mini", glob: false)
-    }
-    // Where tasks see the environment of this process, they find the models that it names.
-    def environment = nextflow.Global.session.config.env?.VIRNUCPRO_MODELS ?: (workflow.containerEngine ? null : System.getenv('VIRNUCPRO_MODELS'))
-    def folder = given ?: (environment ? file(environment.toString(), glob: false) : null)
-    if (!folder) {
-        error(
-            "--model ${params.model}: name the folder of models that has it with --models_dir, or take --model mini, the small one that comes along."
-        )
-    }
-    if (!folder.resolve("${params.model}/model.json").exists()) {
-        error("--model ${params.model}: is not in ${params.models_dir ?: environment}; bring it in with `virnucpro models fetch` or `import`.")
-    }
-    return folder.resolve(params.model)
-}
-
-/** Says before anything runs what this machine lacks for what was asked. */
-def checkMachine(params, workflow, samples, model) {
+/** Says before anything runs what this machine lacks for what was asked; true where its CPU will embed unasked. */
+def checkMachine(params, workflow) {
     def config = nextflow.Global.session.config
-    def profiles = workflow.profile.tokenize(',')
+    def gpu = 'gpu' in workflow.profile.tokenize(',')
     if (java.nio.charset.Charset.defaultCharset() != java.nio.charset.StandardCharsets.UTF_8) {
         log.warn("Nextflow's Java writes ${java.nio.charset.Charset.defaultCharset()}, which cuts its report: export LC_ALL=C.UTF-8 before it.")
     }
@@ -268,34 +108,15 @@ def checkMachine(params, workflow, samples, model) {
     if (config.conda?.enabled && !file("${workflow.projectDir}/dist/virnucpro-${workflow.manifest.version}-py3-none-any.whl").exists()) {
         error("-profile conda: its environments install this checkout's package, which is not built: run `make wheel` in ${workflow.projectDir} once.")
     }
-    if (params.device == 'cpu' && profiles.contains('gpu')) {
+    if (params.device == 'cpu' && gpu) {
         log.warn("-profile gpu asks for GPUs, and --device cpu leaves them idle: drop one of the two.")
     }
     def drivers = ['/proc/driver/nvidia/version', '/dev/nvidiactl', '/dev/dxg'].any { device -> file(device).exists() }
-    if (params.device != 'auto' || drivers || (config.process?.executor ?: 'local') != 'local') {
-        return
+    def unasked = params.device == 'auto' && !drivers && (config.process?.executor ?: 'local') == 'local'
+    if (unasked && gpu) {
+        log.warn("No GPU is seen on this machine, so the CPU embeds, in spite of -profile gpu.")
     }
-    def wait = cpuSeconds(samples.collectMany { _meta, fastas -> fastas }, model)
-    if (profiles.contains('gpu') || wait > 3600) {
-        log.warn(
-            "No GPU is seen on this machine, so the CPU embeds${profiles.contains('gpu') ? ', in spite of -profile gpu' : ''}: with ${params.model} that takes ${inWords(wait)}."
-        )
-    }
-}
-
-/**
- * About how long this machine's cores take to embed these files: 0.2 tokens a base, two operations a token and
- * parameter of four bytes, 25 billion operations a second and core, as in virnucpro_core/sequences/split.py.
- */
-def cpuSeconds(fastas, model) {
-    def bases = fastas.sum { fasta -> fasta.size() * (fasta.name ==~ /.*\.(gz|bz2|xz|zst)/ ? 4 : 1) }
-    def bytes = files("${model.toUriString()}/**.{safetensors,bin,pt}").sum { weights -> weights.size() } ?: 0
-    return 0.2 * bases * 2 * bytes / 4 / 2.5e10 / nextflow.util.SysHelper.availCpus
-}
-
-def inWords(seconds) {
-    def span = [days: 86400, hours: 3600, minutes: 60].find { _unit, length -> seconds >= 2 * length }
-    return span ? "about ${Math.round(seconds / span.value)} ${span.key}" : 'less than 2 minutes'
+    return unasked
 }
 
 /**

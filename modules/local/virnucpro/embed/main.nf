@@ -18,16 +18,16 @@ process VIRNUCPRO_EMBED {
 
     script:
     def args = task.ext.args ?: ''
-    // What leaves the result as it is. Read this way, Nextflow keeps it out of the task's hash: no finished task is
-    // run again when it changes.
-    def way = task.ext.get('args_unhashed') ?: ''
+    // `task.ext.checkpoint_dir` would be part of the task's hash, and finished tasks would run again for another folder.
+    def kept = task.ext.get('checkpoint_dir')
+    def checkpoints = kept ? "--checkpoint-dir '${kept.toString().replace("'", "'\\''")}'" : ''
     def gpus = task.accelerator ? "--gpus ${task.accelerator.request}" : ''
     def store = model_dir ? '--models-dir models' : ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     export OMP_NUM_THREADS=${task.cpus}
 
-    virnucpro embed ${args} ${way} ${gpus} --model ${model} ${store} ${frames} -o ${prefix}.h5
+    virnucpro embed ${args} ${checkpoints} ${gpus} --model ${model} ${store} ${frames} -o ${prefix}.h5
     """
 
     stub:

@@ -17,12 +17,10 @@ process VIRNUCPRO_REPORT {
 
     script:
     def args = task.ext.args ?: ''
-    // Out of the task's hash, read this way: what it tells of changes while this very run publishes its results.
-    def beside = task.ext.get('args_unhashed') ?: ''
     prefix = task.ext.prefix ?: "${meta.id}"
     // In a folder beside those of the samples, as it is published: the page links to their tables.
     """
-    virnucpro report ${args} ${beside} ${results} -o report/${prefix}.html
+    virnucpro report ${args} ${results} -o report/${prefix}.html
     """
 
     stub:

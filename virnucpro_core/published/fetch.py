@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blame_machine, blamed
-from virnucpro_core.models.checkpoints import read_weight_map
-from virnucpro_core.models.classifier import load_classifier
-from virnucpro_core.models.encoder import WEIGHT_FILES
-from virnucpro_core.models.store import PUBLISHED, Model, import_model, root_folder, sha256
+from virnucpro_core.models.store import PUBLISHED, Model, root_folder, sha256
+from virnucpro_core.published.checkpoints import read_weight_map
+from virnucpro_core.published.formats import WEIGHT_FILES, load_classifier
+from virnucpro_core.published.imports import import_model
 
 logger = logging.getLogger("virnucpro.models")
 

@@ -20,7 +20,7 @@ from virnucpro_core.embedding.engine import Job, begin, finish, origin_of, run_s
 from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.store import Model
-from virnucpro_core.schema import frame_meta
+from virnucpro_core.parquet import frame_meta
 
 FAMILIES = {
     "copy in": "memcpy htod",
@@ -90,8 +90,7 @@ def profile(frames: Path, model: Model, device: torch.device, precision: str) ->
     schedule = Schedule(lengths, np.zeros(len(lengths), np.bool_), encoder.token_budget(), 0, 1)
 
     def batches() -> Iterator[Batch]:
-        tokenizers = encoder.nucleotide.tokenize, encoder.protein.tokenize
-        return schedule.batches(frames, *tokenizers, Stages())
+        return schedule.batches(frames, encoder.tokenize, Stages())
 
     ready = list(batches())
     for _ in encoder.embed(ready[:: max(1, len(ready) // 4)], Stages()):

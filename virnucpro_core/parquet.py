@@ -1,0 +1,197 @@
+"""Reading and writing the Parquet tables of `schema`, so that damage anywhere is noticed.
+
+Parquet checks its pages where it is asked to, but not its footer, where a flipped bit may put one
+column in another's place. So the footer also holds a crc32 of each column's values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine
+from virnucpro_core.schema import FRAMES, INVENTORY
+
+FRAME_FORMAT = "1"
+BATCH_ROWS = 65_536
+_SUMS = "virnucpro.crc32"
+
+
+class _Sums:
+    """The crc32 of each column's values, however they are cut into batches."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            if pa.types.is_string(column.type):
+                ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+                ends = ends[: len(column) + 1]
+                values = memoryview(column.buffers()[2] or b"")[ends[0] : ends[-1]]
+                parts: tuple[Any, ...] = (np.diff(ends), values)
+            else:
+                parts = (column.to_numpy(),)
+            for kind, part in zip(("", "'s text"), parts, strict=False):
+                key = f"{name}{kind}"
+                self.of[key] = zlib.crc32(np.ascontiguousarray(part).data, self.of.get(key, 0))
+
+
+class TableWriter:
+    """Writes batches of one schema, and at the end what the footer says of them."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer, self._sums = writer, _Sums()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write rows, as one row group."""
+        self._writer.write_batch(batch)
+        self._sums.add(batch)
+
+    def finish(self, said: Mapping[str, str] | None = None) -> None:
+        """Write the footer, with this in it."""
+        self._writer.add_key_value_metadata({_SUMS: json.dumps(self._sums.of), **(said or {})})
+        self._writer.close()
+
+
+@contextmanager
+def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[TableWriter]:
+    """A TableWriter, to be finished in here; options are Parquet's."""
+    options = {"compression": "zstd", "compression_level": 1, **options}
+    with pq.ParquetWriter(path, schema, write_page_checksum=True, **options) as writer:
+        yield TableWriter(writer)
+
+
+@dataclass(frozen=True)
+class FrameMeta:
+    """What a frame table says of itself, read from its footer alone."""
+
+    window: int
+    digest: str
+    rows: int
+
+
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, RecursionError, NotImplementedError),
+    pa.ArrowException,
+)
+"""What pyarrow raises for damaged files; MemoryError is not among them."""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
+    try:
+        if not path.is_file() and path.exists():  # reading a pipe would wait for ever
+            raise InputError(f"{path}: is no file; give {what}.")
+        table = pq.ParquetFile(path, page_checksum_verification=True)
+        found = table.schema_arrow
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give {what}.") from None
+    except _UNREADABLE as error:
+        blame_machine(error, path)
+        raise InputError(
+            f"{path}: not a complete Parquet file ({_first_line(error)}); give {what}."
+        ) from None
+    for field in schema:
+        if found.names.count(field.name) != 1:
+            raise InputError(f"{path}: has no column {field.name!r}; give {what}.")
+        kind = found.field(field.name).type
+        if (kind.value_type if pa.types.is_dictionary(kind) else kind) != field.type:
+            raise InputError(
+                f"{path}: its column {field.name!r} is {kind}, not {field.type}; give {what}."
+            )
+    return table
+
+
+def _checked(
+    path: Path, table: pq.ParquetFile, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """All batches of a table's rows; refused where a value is missing or is no text."""
+    left = table.metadata.num_rows
+    said, found = (table.metadata.metadata or {}).get(_SUMS.encode()), _Sums()
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if column.null_count:
+                    raise InputError(f"{path}: has a row without {name!r}; write it again.")
+            left -= batch.num_rows
+            found.add(batch)
+            if left == 0 and said is not None:  # before a reader that wants no more has all
+                sums = dict(json.loads(said))
+                if wrong := [name for name, crc in found.of.items() if sums.get(name) != crc]:
+                    raise ValueError(f"{wrong[0]} is not as it was written")
+            if batch.num_rows:
+                yield batch
+    except _UNREADABLE as error:
+        blame_machine(error, path)
+        raise InputError(f"{path}: is damaged ({_first_line(error)}); write it again.") from None
+    if left:
+        raise InputError(f"{path}: is damaged, {abs(left)} rows differ; write it again.")
+
+
+def _open_frames(path: Path) -> pq.ParquetFile:
+    return _open(path, FRAMES, "a frame table as `virnucpro translate` writes it")
+
+
+def frame_meta(path: Path) -> FrameMeta:
+    """Window, content digest and number of rows of a frame table.
+
+    Raises InputError when the file is no frame table or of another format version.
+    """
+    table = _open_frames(path)
+    meta = table.metadata.metadata or {}
+    window, digest = (meta.get(b"virnucpro." + key, b"") for key in (b"window", b"digest"))
+    if (
+        meta.get(b"virnucpro.format") != FRAME_FORMAT.encode()
+        or not re.fullmatch(rb"[1-9]\d{0,9}", window)
+        or not re.fullmatch(rb"[0-9a-f]{64}", digest)
+    ):
+        raise InputError(
+            f"{path}: not written by this version's `virnucpro translate`; translate again."
+        )
+    return FrameMeta(int(window), digest.decode(), table.metadata.num_rows)
+
+
+def frame_batches(
+    path: Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Stream a frame table in row order, `rows` at a time; InputError when the file is none."""
+    table = _open_frames(path)
+    yield from _checked(path, table, table.iter_batches(batch_size=rows, columns=columns))
+
+
+def inventory_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Stream a contig inventory in input order; InputError when the file is none.
+
+    A batch lies within one row group, which `split` bounds by bases.
+    """
+    table = _open(path, INVENTORY, "the contigs.parquet that `virnucpro split` writes")
+    batches = (
+        batch
+        for group in range(table.num_row_groups)
+        for batch in table.iter_batches(4096, [group], columns)
+    )
+    for batch in _checked(path, table, batches):
+        if {"length", "sequence"} <= set(batch.schema.names) and not pc.all(
+            pc.equal(batch["length"], pc.binary_length(batch["sequence"]))
+        ).as_py():
+            raise InputError(f"{path}: a contig's length is not that of its bases; split again.")
+        yield batch

@@ -1,0 +1,88 @@
+"""How fast a device embeds: how large a piece is by that, and how long a CPU takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+TASK_SECONDS = 600
+"""What an embed task should last: long beside its start-up of 10 to 20 s, short to lose."""
+
+LONG = 3600
+"""Seconds of a CPU from which on a user is warned."""
+
+FLOPS = {
+    "cpu": 2e11,
+    "t4": 3e13,
+    "v100": 6e13,
+    "a100": 1.6e14,
+    "l40s": 1.8e14,
+    "h100": 5.1e14,
+    "h200": 5.1e14,
+}
+"""Floating point operations a second that `embed` reaches on a device, file to file: measured on an
+H100 (docs/benchmarks/h100); the other GPUs by their peaks, the CPU as 8 cores."""
+
+_CORES = 8
+
+PARAMETERS = {"mini": 2.4e6}
+"""Of both encoders; of a model that is not named here, those of the published ones."""
+
+PUBLISHED_PARAMETERS = 2.96e9
+
+MOST_TOKENS = {"cpu": 10_000.0}
+"""Tokens a second beyond which tokenising and writing set the pace; on a GPU ten times as many."""
+
+
+def _tokens_per_base(model: str) -> float:
+    """Residues of stop-free frames that a base gives."""
+    return 0.33 if model.endswith("-300") else 0.2
+
+
+def _bases(fasta: Iterable[Path]) -> int:
+    """About how many bases files have, by their sizes: compressed ones four times theirs."""
+    return sum(
+        path.stat().st_size * (4 if path.suffix in (".gz", ".bz2", ".xz", ".zst") else 1)
+        for path in fasta
+        if path.exists()  # if not, reading refuses it
+    )
+
+
+def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
+    """Bases of a piece on which `embed` works for about TASK_SECONDS on that class of device.
+
+    A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
+    Between 100 kb and 250 Mb.
+    """
+    rate = FLOPS[device] / (2 * PARAMETERS.get(model, PUBLISHED_PARAMETERS))
+    rate = min(rate, MOST_TOKENS.get(device, 100_000.0))
+    target = TASK_SECONDS * rate / _tokens_per_base(model)
+    return round(min(250e6, max(100e3, min(target, max(_bases(fasta) / 4, target / 10)))))
+
+
+def cpu_seconds(tokens: float, parameters: float) -> float:
+    """About how long this process's cores take: two operations a token and parameter."""
+    return tokens * 2 * parameters * _CORES / (FLOPS["cpu"] * _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as one says it: 26 hours, 3 days."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def cpu_time(fasta: Iterable[Path], model: str) -> str:
+    """A sentence on how long this machine's cores would embed these files."""
+    seconds = cpu_seconds(
+        _bases(fasta) * _tokens_per_base(model), PARAMETERS.get(model, PUBLISHED_PARAMETERS)
+    )
+    known = model in PARAMETERS or model.startswith("virnucpro-")
+    size = model if known else "a model as large as the published ones"
+    return f"With {size}, {_cores()} CPU cores take about {in_words(seconds)} to embed it."

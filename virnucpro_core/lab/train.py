@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,7 +58,7 @@ class Recipe:
     protein: tuple[int, int, int] = (3, 128, 4)
     hidden: int = 256  # of the classifier
     vocabulary: int = 4096
-    steps: int = 5220
+    steps: int = 20000
     batch: int = 2048  # frames
     learning_rate: float = 1.4e-3
     weight_decay: float = 0.05
@@ -66,7 +66,7 @@ class Recipe:
     kinds_loss: float = 0.3  # weight, beside the labels, of telling the kinds apart
     masked_loss: float = 0.1  # and of filling in the hidden tokens
     label_smoothing: float = 0.05
-    average: float = 0.998  # decay of the running average of the weights, which is what is kept
+    average: float = 0.999  # decay of the running average of the weights, which is what is kept
     false_positives: float = 0.05  # share of the other validation contigs to be called virus
     contigs: int = 2000  # drawn out of each of the validation and the test part
     look: int = 1000  # steps between looks at the validation part
@@ -103,12 +103,20 @@ class Trainee(nn.Module):
         """Vectors of the sequences, float32 (B, D), and the loss of filling in hidden tokens."""
         device = encoder.device
         layout = Layout.of(torch.from_numpy(half.lengths), device)
-        hidden = encoder(torch.from_numpy(half.ids).long(), layout)
+        # few lengths to pad to: the kernels for each are prepared once
+        layout = replace(layout, max_seqlen=-(-layout.max_seqlen // 32) * 32)
+        ids = torch.from_numpy(half.ids).long()
+        if device.type == "cuda":
+            halves = {name: p.bfloat16() for name, p in encoder.named_parameters()}
+            hidden = torch.func.functional_call(encoder, halves, (ids, layout))
+        else:
+            hidden = encoder(ids, layout)
         pooled = encoder.pool(hidden, layout)
         if not self.recipe.masked_loss or not len(half.at):
-            return pooled, hidden.new_zeros(())
+            return pooled, pooled.new_zeros(())
         at, truth = (to_device(torch.from_numpy(a), device) for a in (half.at, half.truth))
-        logits = F.linear(fill(hidden[at]), encoder.embedding.weight)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = F.linear(fill(hidden[at]), encoder.embedding.weight)
         return pooled, F.cross_entropy(logits.float(), truth)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -155,8 +163,7 @@ class Course:
         fall = 0.5 + 0.5 * math.cos(math.pi * min(1, self.step / max(1, self.steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.trainee.recipe.learning_rate * min(self.step / rise, fall)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.trainee.loss(batch)
+        loss = self.trainee.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
@@ -27,6 +28,12 @@ from virnucpro_core.schema import FRAMES, INVENTORY
 FRAME_FORMAT = "1"
 BATCH_ROWS = 65_536
 _SUMS = "virnucpro.crc32"
+
+
+def text_of(column: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
+    """Where each text of a string column ends (N + 1, from 0 on or later), and all their bytes."""
+    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+    return ends[: len(column) + 1], memoryview(column.buffers()[2] or b"")
 
 
 class _Sums:
@@ -40,10 +47,8 @@ class _Sums:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             if pa.types.is_string(column.type):
-                ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
-                ends = ends[: len(column) + 1]
-                values = memoryview(column.buffers()[2] or b"")[ends[0] : ends[-1]]
-                parts: tuple[Any, ...] = (np.diff(ends), values)
+                ends, text = text_of(column)
+                parts: tuple[Any, ...] = (np.diff(ends), text[ends[0] : ends[-1]])
             else:
                 parts = (column.to_numpy(),)
             for kind, part in zip(("", "'s text"), parts, strict=False):

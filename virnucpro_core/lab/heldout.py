@@ -20,7 +20,8 @@ from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.rule import FEATURES, ContigRule, Float64Array
 from virnucpro_core.models.store import Model
-from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, BoolArray, Float32Array, WindowCalls
+from virnucpro_core.results.calls import BoolArray, Float32Array, WindowCalls
+from virnucpro_core.results.criteria import MIN_VIRAL_FRACTION
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import stop_free_frames
 

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +24,21 @@ from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.results.calls import (
     CALLS,
-    MIN_VIRAL_FRACTION,
     REASONS,
     Float32Array,
     WindowCalls,
-    call_contigs,
-    check_min_viral_fraction,
     frame_is_virus,
 )
+from virnucpro_core.results.contigs import (
+    EVIDENCE,
+    Region,
+    contig_rows,
+    decide,
+    viral_stretches,
+)
+from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.tables import ResultFiles
-from virnucpro_core.schema import CONTIGS
 from virnucpro_core.sequences.frames import is_run
 from virnucpro_core.sequences.windows import Int64Array
 from virnucpro_core.version import __version__
@@ -217,6 +221,7 @@ def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int
         },
         "frames": {"total": total("frames"), "virus": counts["viral frames"]},
         "bases": {"total": total("length"), "virus": total("length", is_virus)},
+        "regions": {"total": total("regions"), "provirus": total("regions", pc.invert(is_virus))},
     }
 
 
@@ -228,28 +233,23 @@ def classify(
     model: Model,
     *,
     sample: str | None = None,
-    min_viral_fraction: float | None = None,
     given: Input | None = None,
     force: bool = False,
+    **asked: Unpack[Asked],
 ) -> pa.Table:
     """Score every frame, call every contig of the inventory, and write the result files to `out`.
 
     given: what to record as the input in place of the frame tables. Results of another input in
-    `out` are replaced only if force is set.
+    `out` are replaced only if force is set. asked: as `criteria.criteria_for` takes it.
 
     Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
-    results of another input.
+    results of another input and for criteria that the model cannot be called by.
     """
-    check_min_viral_fraction(min_viral_fraction)
+    criteria = criteria_for(model.rule, model.name, **asked)
     keep_apart(out / "frames.parquet", frames)
     scores, tables = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
-    return call(
-        *(scores, contigs, out, given or tables),
-        sample=sample,
-        min_viral_fraction=min_viral_fraction,
-        rule=model.rule,
-    )
+    return call(*(scores, contigs, out, given or tables), criteria, rule=model.rule, sample=sample)
 
 
 def call(
@@ -257,62 +257,62 @@ def call(
     contigs: Path,
     out: Path,
     given: Input,
+    criteria: Criteria,
     *,
+    rule: ContigRule | None,
     sample: str | None = None,
-    min_viral_fraction: float | None = None,
-    rule: ContigRule | None = None,
 ) -> pa.Table:
     """Call every contig of the inventory by the scores of its frames; write the files to `out`.
 
-    Writes contigs.tsv, windows.tsv, frames.parquet, viral.fasta.gz, the original's two files and,
-    last of all, summary.json; each is whole or absent. Streams: memory holds one batch of contigs
-    and frames, the table of contigs and the ids of windows (see `legacy.HighestScores`).
+    Writes `tables.RESULTS`, summary.json last of all; each is whole or absent. Streams: memory
+    holds one batch of contigs and frames, the table of contigs and the ids of windows (see
+    `legacy.HighestScores`).
 
-    given: the input that summary.json records. rule: the model's, by which contigs are called if no
-    fraction is given; without one, the fraction is the original's half. Returns the table of
-    contigs (`calls.CONTIGS`), in input order. Raises InputError for frames that the inventory does
-    not have.
+    given: the input that summary.json records. rule: the model's for contigs, if it has one.
+    Returns the table of contigs (`schema.CONTIGS`), in input order. Raises InputError for frames
+    that the inventory does not have.
     """
-    check_min_viral_fraction(min_viral_fraction)
-    if rule is None and min_viral_fraction is None:
-        min_viral_fraction = MIN_VIRAL_FRACTION
     scored = _ByContig(scores)
     counts: Counter[str] = Counter()
-    called: list[pa.RecordBatch] = []
+    rows: list[pa.RecordBatch] = []
+    stretches: list[Region] = []
     with ResultFiles(out, scores.made) as files:
         for inventory in inventory_batches(contigs):
             names = inventory["contig"].to_pylist()
             calls = WindowCalls.of(inventory["length"].to_numpy(), scores.made["window"])
-            for rows, contig, values in scored.of(inventory["contig"]):
-                number = rows["window"].to_numpy().astype(np.int64)
+            for frames, contig, values in scored.of(inventory["contig"]):
+                number = frames["window"].to_numpy().astype(np.int64)
                 if (misplaced := calls.misplaced(contig, number)).any():
                     raise _not_listed(contigs, names[contig[int(misplaced.argmax())]])
-                runs = is_run(rows["frame"]).to_numpy(zero_copy_only=False)
+                runs = is_run(frames["frame"]).to_numpy(zero_copy_only=False)
                 calls.add(contig, number, values, runs)
-                files.write_frames(rows, values)
+                files.write_frames(frames, values)
                 counts["viral frames"] += int((frame_is_virus(values) & ~runs).sum())
             counts["windows called"] += int(calls.called.sum())
-            called.append(call_contigs(inventory, calls, min_viral_fraction, rule))
-            files.write_contigs(inventory, calls, called[-1])
+            stretches += viral_stretches(calls, rule, counts["contigs"])
+            counts["contigs"] += len(names)
+            rows.append(contig_rows(inventory, calls, rule))
+            files.write_windows(inventory, calls)
         if scored.rest is not None:
             raise _not_listed(contigs, scored.rest[0]["contig"][0].as_py())
-        table = pa.Table.from_batches(called, CONTIGS)
+        whole = pa.Table.from_batches(rows, EVIDENCE)
+        table, proviruses, about = decide(whole, stretches, criteria, rule)
+        files.write_contigs(table, proviruses, contigs)
         summary = _summary(table, counts)
-        about = {
-            "format": 1,
-            "sample": sample or out.resolve().name,
-            "input": given,
-            "parameters": {
-                "model": scores.made["model"],
-                "precision": scores.made["precision"],
-                "min_viral_fraction": min_viral_fraction,
-            },
-            **scores.made,
-            "embedded_on": scores.used,
-            "version": __version__,
-            "min_viral_fraction": min_viral_fraction,
-        }
-        files.finish({**about, **summary})
+        files.finish(
+            {
+                "format": 2,
+                "sample": sample or out.resolve().name,
+                "input": given,
+                "criteria": criteria.record(),
+                "prevalence": about._asdict(),
+                "contig_rule": rule and rule.record(),
+                **scores.made,
+                "embedded_on": scores.used,
+                "version": __version__,
+                **summary,
+            }
+        )
     numbers = summary["contigs"]
     logger.info("%d contigs: %d virus, %d other, %d no_call", *map(numbers.get, ("total", *CALLS)))
     return table

@@ -22,6 +22,10 @@ OUT = {
     "windows.tsv",
     "frames.parquet",
     "viral.fasta.gz",
+    "regions.tsv",
+    "regions.gff3",
+    "regions.fasta.gz",
+    "contigs.parquet",
     "prediction_results.txt",
     "prediction_results_highestscore.csv",
     "summary.json",
@@ -78,9 +82,9 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
         (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),
         (
-            ["predict", "a.fa", "-o", "o", "--model", "mini", "--min-viral-fraction", "0"],
+            ["predict", "a.fa", "-o", "o", "--model", "mini", "--min-score", "0"],
             2,
-            "^virnucpro: --min-viral-fraction 0.0: give a fraction above 0",
+            "^virnucpro: --min-score 0: give a number above 0, at most 1",
         ),
         (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
         (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),
@@ -221,7 +225,7 @@ def test_predict_bad_arguments_are_refused_before_any_work(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(vnp.InputError, match=says):
-        vnp.predict(fasta, "mini", output=out, min_viral_fraction=fraction)
+        vnp.predict(fasta, "mini", output=out, min_score=fraction)
     assert not out.exists()
 
 

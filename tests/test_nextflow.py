@@ -115,6 +115,10 @@ def test_results_lie_where_the_documentation_says(results: Path) -> None:
         "windows.tsv",
         "frames.parquet",
         "viral.fasta.gz",
+        "regions.tsv",
+        "regions.gff3",
+        "regions.fasta.gz",
+        "contigs.parquet",
         "prediction_results.txt",
         "prediction_results_highestscore.csv",
         "summary.json",
@@ -180,7 +184,7 @@ def test_software_versions_are_told(results: Path) -> None:
 
 def test_resume_repeats_only_what_the_change_touches(launched: Path) -> None:
     """Where checkpoints are kept touches nothing."""
-    words = ["--min_viral_fraction", "0.9", "--checkpoint_dir", "kept"]
+    words = ["--min_score", "0.9", "--checkpoint_dir", "kept"]
     run = pipeline(launched, "--outdir", "again", *words, "-resume")
     assert run.returncode == 0, run.stdout
     first = tasks(launched / "results", "COMPLETED")

@@ -15,11 +15,15 @@ from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.results.calls import CALLS, REASONS
+from virnucpro_core.results.criteria import Criteria
 from virnucpro_core.results.figures import ScoreGrid
 from virnucpro_core.results.report import LISTED, write_report
 from virnucpro_core.schema import CONTIGS
 
 Row = tuple[str, int, str, float | None]
+
+
+CRITERIA = Criteria("balanced", 0.5, None, 0, 150, None)
 
 
 def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -> Path:
@@ -30,11 +34,12 @@ def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -
     for contig, length, call, score in rows:
         calls[call] += 1
         if score is None:
-            lines.append(f"{contig}\t{length}\t1\t0\t0\t\t\t\tno_call\t{call}")
+            lines.append(f"{contig}\t{length}\t1\t0\t0\t0\t0" + "\t" * 7 + f"0\tno_call\t{call}")
         else:
             viral = int(call == "virus")
             lines.append(
-                f"{contig}\t{length}\t1\t2\t{viral}\t{viral}.0\t{score}\t{score}\t{call}\t"
+                f"{contig}\t{length}\t1\t1\t2\t{length}\t{viral}\t{viral}.0\t{score}\t{score}\t"
+                f"{score}\t\t\t{viral}\t{call}\t"
             )
     (folder / "contigs.tsv").write_text("\n".join(lines) + "\n")
     no_call = {reason: calls[reason] for reason in REASONS}
@@ -47,7 +52,8 @@ def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -
         "precision": "fp32",
         "packed": True,
         "version": "9.9.9",
-        "min_viral_fraction": 0.5,
+        "criteria": CRITERIA.record(),
+        "prevalence": {"share": None, "source": None, "contigs": 9},
         "contigs": {
             "total": len(rows),
             "virus": calls["virus"],

@@ -16,7 +16,9 @@ from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, viral
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError
 from virnucpro_core.results import classify as stage
-from virnucpro_core.results.calls import WindowCalls, call_contigs
+from virnucpro_core.results.calls import WindowCalls
+from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide
+from virnucpro_core.results.criteria import Criteria
 
 
 def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
@@ -197,7 +199,8 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     batch = pa.record_batch(
         {"contig": ["e", "a", "b"], "length": [0, 30, 45], "sequence": ["", OPEN, OPEN * 2]}
     )
-    rows = call_contigs(batch, calls, 0.5).to_pylist()
+    evidence = pa.Table.from_batches([contig_rows(batch, calls, None)], EVIDENCE)
+    rows = decide(evidence, [], Criteria(None, 0.5, None, 0, 0, None), None)[0].to_pylist()
     assert [row["call"] for row in rows] == ["no_call", "other", "virus"]
     assert rows[0]["reason"] == "too_short"
     assert (rows[2]["windows"], rows[2]["frames"], rows[2]["viral_fraction"]) == (2, 2, 1.0)

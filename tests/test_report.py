@@ -266,7 +266,7 @@ def test_the_table_holds_the_best_contigs_alone(tmp_path: Path) -> None:
     page = report([classified(tmp_path / "a", rows)], tmp_path / "report.html")
     best = sorted(range(len(rows)), key=lambda i: -scores[i])[:LISTED]
     assert [row[0] for row in page.contigs[1:]] == [f"c{i}" for i in best]
-    assert "The 500 with the highest mean virus score, of 1,500." in page.words
+    assert "The 500 with the highest score, of 1,500." in page.words
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -345,7 +345,8 @@ def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
     out = classified(tmp_path / "a", ROWS)
     with (out / "contigs.tsv").open("a") as handle:
         handle.writelines(
-            f"c{i}\t{500 + i % 9000}\t1\t2\t0\t0.0\t0.1\t{i % 997 / 2000}\tother\t\n"
+            f"c{i}\t{500 + i % 9000}\t1\t1\t2\t500\t0\t0.0\t0.1\t{i % 997 / 2000}"
+            "\t0.0\t\t\t0\tother\t\n"
             for i in range(1_000_000)
         )
     write_report([out], tmp_path / "report.html")

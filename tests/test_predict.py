@@ -103,7 +103,9 @@ def test_predict_with_another_fraction_on_a_full_disk_keeps_what_was_finished(
         with room(size), pytest.raises(MachineError, match="File too large"):
             vnp.predict(fasta, "tiny", models_dir=models_dir, output=out, min_score=0.01)
         left = content(out)
-        assert {name for name in before if left.get(name) != before[name]} <= {"report.html"}, size
+        changed = {name for name in before if left.get(name) != before[name]}
+        # where the page alone has no room, no older one stands beside the new results
+        assert not changed or "report.html" not in left, size
 
 
 @pytest.mark.usefixtures("no_embedding")

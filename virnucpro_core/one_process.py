@@ -25,8 +25,8 @@ from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
-from virnucpro_core.results.report import REPORT, write_report
-from virnucpro_core.results.tables import RESULTS, read_contigs
+from virnucpro_core.results.report import write_report
+from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 from virnucpro_core.version import __version__

@@ -13,7 +13,8 @@ from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.results.classify import call
 from virnucpro_core.results.criteria import Asked, check, criteria_for
 from virnucpro_core.results.kept import kept_scores, read_summary
-from virnucpro_core.results.report import REPORT, write_report
+from virnucpro_core.results.report import write_report
+from virnucpro_core.results.tables import REPORT
 
 
 def call_again(out: Path, **asked: Unpack[Asked]) -> pa.Table:
@@ -31,6 +32,7 @@ def call_again(out: Path, **asked: Unpack[Asked]) -> pa.Table:
     if summary.get("format") != 2 or (rule is None and summary.get("contig_rule") is not None):
         raise InputError(f"{out}: holds results of another version; classify again.")
     inventory = out / "contigs.parquet"
+    paged = (out / REPORT).exists()
     busy = f"{out}: another process works there; wait for it."
     with locked(out / ".work.lock", busy):
         scores = kept_scores(out)
@@ -41,6 +43,6 @@ def call_again(out: Path, **asked: Unpack[Asked]) -> pa.Table:
             rule=rule,
             sample=str(summary.get("sample")),
         )
-        if (out / REPORT).exists():
+        if paged:
             write_report([out], out / REPORT)
     return table

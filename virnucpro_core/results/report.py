@@ -31,7 +31,6 @@ LISTED = 500
 
 MADE_BY = ("model", "window", "said", "precision", "packed", "version", "weights")
 PREFIX = "virnucpro: "
-REPORT = "report.html"
 REFUSED = "refused.txt"
 """What stands in the folder of a sample that was left out, in the place of results: the reason."""
 

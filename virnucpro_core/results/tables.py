@@ -31,6 +31,9 @@ from virnucpro_core.sequences.frames import is_run
 
 _GFF_SAFE = "".join(map(chr, range(33, 127))).translate(str.maketrans("", "", ";=&,%>"))
 
+REPORT = "report.html"
+"""The page of these results alone, which `predict` makes."""
+
 RESULTS = (
     "contigs.tsv",
     "windows.tsv",
@@ -214,8 +217,9 @@ class ResultFiles:
         for handle in self._texts:
             handle.flush()
             os.fsync(handle.fileno())
-        # an older run's summary must not vouch for files that are about to change
-        (self._out / "summary.json").unlink(missing_ok=True)
+        # an older run's summary must not vouch for files that are about to change, nor its page
+        for name in ("summary.json", REPORT):
+            (self._out / name).unlink(missing_ok=True)
 
 
 _ALWAYS = (

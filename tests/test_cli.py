@@ -16,6 +16,7 @@ import pytest
 
 import virnucpro_core as vnp
 from virnucpro_core.models.store import Model
+from virnucpro_core.schema import CONTIGS
 
 OUT = {
     "contigs.tsv",
@@ -76,7 +77,7 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         ([], 2, "Missing command"),
         (["prodict"], 2, "No such command 'prodict'"),
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
-        (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision\)\. See `virn"),
+        (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision, --preset\)\. S"),
         (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
         (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
         (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
@@ -186,18 +187,7 @@ def test_predict_from_python_gives_the_table_of_contigs(
 ) -> None:
     table = vnp.predict(edge, model="tiny", models_dir=models_dir)
     assert table.num_rows == 44
-    assert table.column_names == [
-        "contig",
-        "length",
-        "windows",
-        "frames",
-        "viral_windows",
-        "viral_fraction",
-        "max_virus_score",
-        "mean_virus_score",
-        "call",
-        "reason",
-    ]
+    assert table.column_names == CONTIGS.names
     assert set(table["call"].to_pylist()) <= {"virus", "other", "no_call"}
 
 

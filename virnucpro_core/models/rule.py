@@ -14,7 +14,7 @@ Float64Array = NDArray[np.float64]
 PRIOR = 0.5
 """The share of viruses for which a rule's score is a probability."""
 
-FEATURES = ("frames", "runs", "frames·log", "runs·log", "share", "log", "one")
+FEATURES = ("frames", "runs", "frames_log", "runs_log", "share", "log", "one")
 """Of a contig with n windows that were read: the log-odds of those with frames, added up and
 divided by n; of those read by their longest run, likewise; both times log n; the share with
 frames; log n; 1."""

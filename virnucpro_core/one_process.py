@@ -22,7 +22,7 @@ from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.models.validations import require
-from virnucpro_core.results.calls import check_min_viral_fraction
+from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, check_min_viral_fraction
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
 from virnucpro_core.results.report import write_report
@@ -76,6 +76,8 @@ def predict(
     check_min_viral_fraction(min_viral_fraction)
     check_local(paths)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
+    if min_viral_fraction is None and chosen.rule is None:
+        min_viral_fraction = MIN_VIRAL_FRACTION
     places = parse_devices(devices)
     if precision is not None:
         require(chosen, precision, places, force=force)

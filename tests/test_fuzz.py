@@ -30,8 +30,8 @@ from virnucpro_core.inputs import RECORD, Input, read_record, same, write_record
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import list_models, resolve_model, verify
-from virnucpro_core.models.validations import STORED, passed
 from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.published.checkpoints import read_state_dict
 from virnucpro_core.results.kept import refuse_other

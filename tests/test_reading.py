@@ -20,8 +20,8 @@ from virnucpro_core.errors import MachineError
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import resolve_model, verify
-from virnucpro_core.models.validations import STORED, passed
 from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
 from virnucpro_core.sequences.fasta import read_fasta

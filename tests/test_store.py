@@ -24,7 +24,7 @@ import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, MachineError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.esm2 import ESM2, load_esm2
-from virnucpro_core.models.store import FILES, FORMAT, Model, resolve_model, verify
+from virnucpro_core.models.store import FILES, MODEL_FORMAT, Model, resolve_model, verify
 from virnucpro_core.published.imports import import_model
 
 
@@ -116,7 +116,7 @@ def test_import_stores_in_fp16_what_loses_nothing_there(tiny: Model, tmp_path: P
     wide = {name for name, tensor in stored.items() if tensor.dtype != torch.float16}
     assert wide == {"norm.bias", "norm.weight"}
     about = json.loads((model.folder / "model.json").read_text())
-    assert about["format"] == FORMAT
+    assert about["format"] == MODEL_FORMAT
     assert about["stored"]["esm2/model.safetensors"] == {"F32": 2, "F16": len(stored) - 2}
     for name, tensor in module.state_dict().items():
         assert torch.equal(stored[name].float(), tensor)

@@ -20,8 +20,8 @@ from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
+from virnucpro_core.models.gate import require
 from virnucpro_core.models.store import Model, resolve_model
-from virnucpro_core.models.validations import require
 from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, check_min_viral_fraction
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other

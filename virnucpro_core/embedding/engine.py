@@ -39,9 +39,9 @@ from virnucpro_core.errors import (
 )
 from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
 from virnucpro_core.models.attention import numerics
+from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
-from virnucpro_core.models.validations import require
 from virnucpro_core.parquet import FrameMeta, frame_meta
 from virnucpro_core.progress import Progress
 from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
@@ -96,7 +96,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     if device == "cpu" and rank == 0:
         seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
         if seconds >= LONG:
-            logger.warning("the CPU does the work, and takes about %s", in_words(seconds))
+            logger.warning("the CPU does the work, and takes %s", in_words(seconds))
     run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
     with written_aside(job.folder / f"used{rank}.json") as aside:

@@ -21,9 +21,9 @@ from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.reading import read_object, unreadable
 
 SHIPPED = Path(__file__).parents[1]
-PUBLISHED = {"virnucpro-300": 300, "virnucpro-500": 500}
-FORMAT = 2
-SMALL = 32 << 20
+PUBLISHED_WINDOWS = {"virnucpro-300": 300, "virnucpro-500": 500}
+MODEL_FORMAT = 2
+ALWAYS_VERIFIED = 32 << 20
 """Bytes of a file that is compared with its sha256 whenever its model is used, in 30 ms at most."""
 CLASSIFIER = "classifier.safetensors"
 FILES = (
@@ -102,7 +102,7 @@ def read_model(folder: Path) -> Model:
     """The model in a folder, by its model.json; ModelError when that is missing or odd."""
     path = folder / "model.json"
     about = read_object(path)
-    if (found := about.get("format")) != FORMAT:
+    if (found := about.get("format")) != MODEL_FORMAT:
         raise ModelError(f"{path}: is of format {found!r:.40}; import the model again.")
     part: list[Any] = [about.get(key) for key in ("name", "window", "dim", "weights")]
     name, window, dim, weights = part
@@ -124,7 +124,7 @@ def read_model(folder: Path) -> Model:
 def resolve_model(name: str, models_dir: Path | None = None) -> Model:
     """Find a model by name in the models folder or in the package.
 
-    Files of up to SMALL bytes are compared with their recorded sha256; `verify` compares all.
+    Files of up to ALWAYS_VERIFIED bytes are compared with their recorded sha256, by `verify` all.
 
     Raises InputError for an unknown name, ModelError when files of a known one are missing or
     differ.
@@ -141,17 +141,17 @@ def resolve_model(name: str, models_dir: Path | None = None) -> Model:
                 ) from None
             except OSError as error:
                 raise unreadable(model.folder / file, error) from None
-            if size <= SMALL:
+            if size <= ALWAYS_VERIFIED:
                 _verify(model, file)
         return model
     where = models_folder(models_dir)
-    if name in PUBLISHED:
+    if name in PUBLISHED_WINDOWS:
         raise ModelError(
             f"model {name!r} is not in {where or 'a models folder (none is set)'}; "
             f"bring it in with `virnucpro models fetch {name}`, or `models import` without "
             "internet, and name the folder with --models-dir or $VIRNUCPRO_MODELS."
         )
-    known = ", ".join(sorted({*folders, *PUBLISHED}))
+    known = ", ".join(sorted({*folders, *PUBLISHED_WINDOWS}))
     raise InputError(f"model {name!r} is not known; choose one of {known}.")
 
 

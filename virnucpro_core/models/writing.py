@@ -17,7 +17,7 @@ from virnucpro_core.models.classifier import classifier_of
 from virnucpro_core.models.dnabert_s import dnabert_s_of
 from virnucpro_core.models.esm2 import esm2_of
 from virnucpro_core.models.layout import CONFIG, FLOATS, TOKENIZER, WEIGHTS, Stored, checked
-from virnucpro_core.models.store import CLASSIFIER, FILES, FORMAT, Model, read_model, sha256
+from virnucpro_core.models.store import CLASSIFIER, FILES, MODEL_FORMAT, Model, read_model, sha256
 
 KINDS = {**FLOATS, torch.int64: "I64"}
 
@@ -98,7 +98,7 @@ def write_model(
     with written_aside(folder / "dnabert_s" / TOKENIZER) as aside:
         aside.write_bytes(tokenizer)
     record = {
-        **{"format": FORMAT, "name": name, "window": window, "dim": dim},
+        **{"format": MODEL_FORMAT, "name": name, "window": window, "dim": dim},
         "weights": {file: sha256(folder / file) for file in FILES},
         "stored": {
             file: Counter(map(KINDS.get, kinds.values())) for file, (_, kinds) in parts.items()

@@ -10,7 +10,7 @@ from pathlib import Path
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import locked, made
 from virnucpro_core.models.layout import TOKENIZER
-from virnucpro_core.models.store import PUBLISHED, Model, root_folder
+from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, root_folder
 from virnucpro_core.models.writing import write_model
 from virnucpro_core.published.formats import read_classifier, read_dnabert_s, read_esm2
 from virnucpro_core.reading import read_small
@@ -39,7 +39,7 @@ def import_model(
     root = root_folder(models_dir)
     if not re.fullmatch(r"[\w.+-]*\w", name):
         raise InputError(f"{name!r} names no folder; give letters, digits and any of .+-_ alone.")
-    window = window or PUBLISHED.get(name)
+    window = window or PUBLISHED_WINDOWS.get(name)
     if window is None:
         raise InputError(f"the window of model {name!r} is not known; give --window.")
     folder = root / name

@@ -26,7 +26,7 @@ from torch import Tensor
 MAX_PICKLE = 1 << 20
 """Bytes, read in 1 s; the pickle of ESM-2 3B, its tensors' bytes apart, has some 200 kB."""
 
-SMALL = 32 << 20
+CHECKED_BYTES = 32 << 20
 """Bytes of a tensor whose checksum is compared, in 11 ms; larger ones have their sha256 alone."""
 
 _STORAGES = {
@@ -137,7 +137,7 @@ class _Archive:
         stop = start + entry.file_size
         if stop > len(self._map):
             raise RefusedError(f"ends within storage {name}")
-        if entry.file_size <= SMALL and zlib.crc32(self._map[start:stop]) != entry.CRC:
+        if entry.file_size <= CHECKED_BYTES and zlib.crc32(self._map[start:stop]) != entry.CRC:
             raise RefusedError(f"is damaged in storage {name}")
         if start == stop:
             return torch.empty(0, dtype=dtype)

@@ -23,6 +23,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 SEEN: set[str] = set()
 ELSEWHERE = {
+    "train --recipe": "test_train.py::test_cli_train_with_an_odd_recipe_exits_2",
     "report --earlier": "test_report.py::test_results_of_earlier_runs_are_named",
     "models fetch --classifier": "test_fetch.py::test_fetch_published_model",
     "models fetch --models-dir": "test_fetch.py::test_fetch_published_model",
@@ -168,7 +169,7 @@ def test_split_options(ask: Callable[..., str], run: Run, tmp_path: Path) -> Non
     assert table["contig"].to_pylist() == ["other"]
 
 
-@sees("translate", "--output", "--window", "--model", "--models-dir", "--fasta-dir")
+@sees("translate", "--output", "--window", "--model", "--models-dir", "--fasta-dir", "--runs")
 def test_translate_options(
     ask: Callable[..., str], model: list[object], edge: Path, tmp_path: Path
 ) -> None:
@@ -178,6 +179,9 @@ def test_translate_options(
         return footer
 
     assert window("--window", 120) == b"120"
+    rows = pq.read_metadata(tmp_path / "f.parquet").num_rows
+    assert window("--window", 120, "--runs") == b"120"
+    assert pq.read_metadata(tmp_path / "f.parquet").num_rows > rows
     assert window(*model, "--fasta-dir", tmp_path / "fasta") == b"300"
     assert {path.name for path in (tmp_path / "fasta").iterdir()} == {
         "chunked300.fa",

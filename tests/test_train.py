@@ -249,6 +249,13 @@ def test_cli_train_on_an_unknown_device_exits_2(fastas: dict[str, Path], tmp_pat
     assert_refused(virnucpro("train", *files, "--device", "gpu"), 2, "device 'gpu' is not known")
 
 
+def test_cli_train_with_an_odd_recipe_exits_2(fastas: dict[str, Path], tmp_path: Path) -> None:
+    files = ["--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "model"]
+    (tmp_path / "own.toml").write_text(RECIPE.read_text().replace("steps = 12000", ""))
+    run = virnucpro("train", *files, "--recipe", tmp_path / "own.toml")
+    assert_refused(run, 2, "lacks the entry 'steps'")
+
+
 def test_a_group_is_in_one_part_whatever_its_version_and_fragment() -> None:
     ids = [f"NC_{n:06d}" for n in range(2000)]
     parts = {name: part_of(name) for name in ids}

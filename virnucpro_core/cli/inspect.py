@@ -8,7 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from virnucpro_core.errors import InputError
+from virnucpro_core.cli.options import (
+    Devices,
+    Fasta,
+    ModelName,
+    ModelsDir,
+    PrecisionOption,
+)
+from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import keep_apart, written_aside
 
 app = typer.Typer()
@@ -57,3 +64,58 @@ def compare(
         _write(json_file, about)
     for line in compared.lines(about, flipped, show):
         typer.echo(line)
+
+
+@app.command()
+def estimate(
+    fasta: Fasta,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    devices: Devices = "auto",
+    precision: PrecisionOption = None,
+    device_class: Annotated[
+        str, typer.Option(help="GPUs to estimate for as well: all, none, or such as h100,t4.")
+    ] = "all",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where results would go; nothing is written.")
+    ] = Path(),
+    json_file: Json = None,
+) -> None:
+    """What `predict` will take: windows, frames, tokens, time, memory and disk."""
+    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.estimate import estimate, model_or_sizes
+    from virnucpro_core.sequences.amount import amount_of
+    from virnucpro_core.sequences.pace import FLOPS
+
+    places = parse_devices(devices)
+    gpus = [name for name in FLOPS if name != "cpu"]
+    classes = {"all": gpus, "none": []}.get(device_class, device_class.split(","))
+    if odd := set(classes) - set(gpus):
+        raise InputError(f"--device-class {min(odd)!r}: choose of {', '.join(gpus)}.")
+    chosen = model_or_sizes(model, models_dir)
+    amount = amount_of(fasta, chosen.window)
+    found = estimate(amount, chosen, places, output, precision=precision, classes=classes)
+    if json_file is not None:
+        keep_apart(json_file, fasta)
+        _write(json_file, found.record())
+    for line in found.lines():
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    models_dir: ModelsDir = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where results would go: its disk and its locks.")
+    ] = Path(),
+) -> None:
+    """What this machine can do and what is missing; exit code 1 where `predict` cannot run."""
+    from virnucpro_core.doctor import MISSING, examine
+
+    lacking = []
+    for finding in examine(models_dir, output):
+        typer.echo(finding)
+        if finding.state == MISSING:
+            lacking.append(finding.what)
+    if lacking:
+        raise VirNucProError(f"predict cannot run here: see {', '.join(dict.fromkeys(lacking))}.")

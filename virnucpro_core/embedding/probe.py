@@ -1,0 +1,35 @@
+"""How fast this machine's CPU embeds, found out by embedding a little."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from virnucpro_core.embedding.encoders import CPU_TOKENS, FrameEncoder
+from virnucpro_core.models.store import Model
+from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS
+
+RESIDUES = 160
+"""Of a made-up frame, about as many as a window of 500 gives."""
+
+
+def probe_tokens() -> int:
+    """ESM-2 tokens that a probe embeds: a batch a core."""
+    return CPU_TOKENS * torch.get_num_threads()
+
+
+def cpu_tokens_a_second(model: Model, precision: str) -> float:
+    """ESM-2 tokens a second, both encoders at work on all cores, beside whatever else runs."""
+    encoder = FrameEncoder(model, torch.device("cpu"), precision)
+    rng = np.random.default_rng(0)
+    frames = torch.get_num_threads() * (CPU_TOKENS // (RESIDUES + ESM_SPECIAL_TOKENS))
+    nucleotides, proteins = (
+        ["".join(rng.choice(list(letters), length)) for _ in range(frames)]
+        for letters, length in (("ACGT", 3 * RESIDUES + 1), ("LAGVSERTIDPKQNFYMHWC", RESIDUES))
+    )
+    encoder.embed_frames(nucleotides[:2], proteins[:2])  # what the first batch alone costs
+    start = time.monotonic()
+    encoder.embed_frames(nucleotides, proteins)
+    return frames * (RESIDUES + ESM_SPECIAL_TOKENS) / (time.monotonic() - start)

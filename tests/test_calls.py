@@ -44,9 +44,9 @@ def test_contigs_tsv_says_what_the_table_says(sample: Sample) -> None:
     header, first, *_ = (sample.folder / "out/contigs.tsv").read_text().splitlines()
     assert header == (
         "contig\tlength\twindows\tframes\tviral_windows\tviral_fraction\t"
-        "max_virus_score\tmean_virus_score\tcall\treason"
+        "max_virus_score\tmean_virus_score\tscore\tcall\treason"
     )
-    assert first == "v1\t90\t3\t18\t3\t1.0\t0.880797\t0.880797\tvirus\t"
+    assert first == "v1\t90\t3\t18\t3\t1.0\t0.880797\t0.880797\t\tvirus\t"
     half, stops = sample.rows("contigs.tsv")[3:5]
     assert (half["windows"], half["viral_windows"], half["viral_fraction"]) == ("2", "1", "1.0")
     assert [*stops.values()][:8] == ["stops", "60", "2", "0", "0", "", "", ""]
@@ -182,7 +182,7 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     assert calls.contig.tolist() == [1, 2, 2]
     contig, number = np.array([2, 2, 1]), np.array([2, 2, 1])
     scores = np.array([[0.9, 0.1], [0.05, 0.95], [0.7, 0.3]], np.float32)
-    calls.add(contig, number, scores)
+    calls.add(contig, number, scores, np.zeros(3, np.bool_))
     assert calls.is_virus.tolist() == [False, False, True]
     assert calls.called.tolist() == [True, False, True]
     assert calls.misplaced(np.array([1, 2, 0, 1]), np.array([2, 2, 1, 0])).tolist() == [

@@ -47,7 +47,7 @@ def test_large_input_is_scaled_up_from_a_sample_of_it(
     truth = amount_of([many], 300)
     translated = []
 
-    def frame_parts(contigs: list[object], window: int) -> object:
+    def frame_parts(contigs: list[object], window: int, *, runs: bool) -> object:
         translated.extend(contigs)
         return frames.frame_parts(contigs, window)  # type: ignore[arg-type]
 
@@ -60,7 +60,7 @@ def test_large_input_is_scaled_up_from_a_sample_of_it(
     assert not about.exact
     assert about.frames == pytest.approx(truth.frames, rel=0.03)
     assert about.tokens == pytest.approx(truth.tokens, rel=0.03)
-    assert f"about {about.frames:,} stop-free frames" in str(about)
+    assert f"about {about.frames:,} frames" in str(about)
 
 
 @sees("estimate", "--model", "--models-dir", "--device", "--device-class", "--output", "--json")
@@ -131,18 +131,19 @@ def test_cpu_is_measured_for_much_work_of_a_small_model_alone(
 ) -> None:
     much, little = WORK._replace(tokens=50_000_000), WORK._replace(tokens=1000)
     measured: list[str] = []
+    small = sizes_of(tiny)
 
     def rate(_: Model, precision: str) -> float:
         measured.append(precision)
         return 1e5
 
     monkeypatch.setattr(estimated, "cpu_tokens_a_second", rate)
-    seconds = estimate(much, tiny, CPU, tmp_path, precision="bf16").here.seconds
+    seconds = estimate(much, small, CPU, tmp_path, precision="bf16").here.seconds
     assert seconds == pytest.approx(500, rel=0.02)
-    estimate(little, tiny, CPU, tmp_path)
+    estimate(little, small, CPU, tmp_path)
     estimate(much, PUBLISHED, CPU, tmp_path)
     monkeypatch.setattr(estimated, "PROBED", 10.0)
-    estimate(much, tiny, CPU, tmp_path)
+    estimate(much, small, CPU, tmp_path)
     assert measured == ["bf16"]
 
 
@@ -156,6 +157,7 @@ def test_sizes_are_read_off_the_weights() -> None:
     mini = sizes_of(resolve_model("mini"))
     assert (mini.window, mini.dim) == (500, 320)
     assert mini.parameters == pytest.approx(PARAMETERS["mini"], rel=0.05)
+    assert mini.runs == (resolve_model("mini").rule is not None)
 
 
 def test_h100_is_as_fast_as_it_was_measured(data: Path) -> None:
@@ -192,7 +194,7 @@ def test_gpus_here_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     two = estimate(much, PUBLISHED, [torch.device(f"cuda:{n}") for n in (0, 1)], tmp_path).here
     assert one.seconds is not None
     assert two.seconds == pytest.approx(one.seconds / 2, rel=0.01)
-    assert str(two).startswith("2 × NVIDIA H100 80GB HBM3 in fp16: 14 hours; 9.1 GB of 80 GB")
+    assert str(two).startswith("2 × NVIDIA H100 80GB HBM3 in fp16: about 14 hours; 9.1 GB of 80 GB")
     seen.name = "NVIDIA GeForce RTX 4090"
     unknown = estimate(much, PUBLISHED, [torch.device("cuda:0")], tmp_path).here
     assert "it is not known how long" in str(unknown)

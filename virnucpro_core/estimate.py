@@ -49,13 +49,18 @@ PROBED = 3e7
 
 
 class Sizes(NamedTuple):
-    """What of a model decides what it takes. width: values of a token within its ESM-2."""
+    """What of a model decides what it takes. width: values of a token within its ESM-2.
+
+    runs: as of `stop_free_frames`. model: where it is at hand.
+    """
 
     name: str
     window: int
     dim: int
     parameters: float
     width: int
+    runs: bool = False
+    model: Model | None = None
 
 
 def sizes_of(model: Model) -> Sizes:
@@ -63,16 +68,17 @@ def sizes_of(model: Model) -> Sizes:
     parts = read_encoder(model.nucleotide, "dnabert_s"), read_encoder(model.protein, "esm2")
     parameters = sum(tensor.numel() for part in parts for tensor in part.state.values())
     width = parts[1].matrix("embedding.weight")[1]
-    return Sizes(model.name, model.window, model.dim, parameters, width)
+    runs = model.rule is not None
+    return Sizes(model.name, model.window, model.dim, parameters, width, runs, model)
 
 
-def model_or_sizes(name: str, models_dir: Path | None) -> Model | Sizes:
-    """A model at hand, or the sizes of a published one that is not here yet.
+def sizes_by_name(name: str, models_dir: Path | None) -> Sizes:
+    """Those of a model at hand, or of a published one that is not here yet.
 
     Raises what `resolve_model` does of any other.
     """
     try:
-        return resolve_model(name, models_dir)
+        return sizes_of(resolve_model(name, models_dir))
     except ModelError:
         root = models_folder(models_dir)
         if name not in PUBLISHED_WINDOWS or (root is not None and (root / name).exists()):
@@ -93,7 +99,10 @@ class Cost(NamedTuple):
     of: int | None
 
     def __str__(self) -> str:
-        time = "it is not known how long" if self.seconds is None else in_words(self.seconds)
+        time = "it is not known how long"
+        if self.seconds is not None:
+            exact = f"about {self.seconds:.0f} seconds"
+            time = exact if self.seconds < 120 else in_words(self.seconds)
         of = "" if self.of is None else f" of {in_bytes(self.of)}"
         return f"{self.device} in {self.precision}: {time}; {in_bytes(self.memory)}{of} of memory"
 
@@ -148,7 +157,7 @@ def amount_in(contigs: Path, frames: Path, window: int) -> Amount:
 
 def estimate(
     amount: Amount,
-    model: Model | Sizes,
+    sizes: Sizes,
     places: Sequence[torch.device],
     output: Path,
     *,
@@ -160,12 +169,11 @@ def estimate(
     The speed of a GPU is that of its class in `pace.FLOPS`; that of the CPU is measured, where the
     model is small and there is enough to do for it.
     """
-    sizes = model if isinstance(model, Sizes) else sizes_of(model)
     chosen = precision or default_precision(places[0])
     if chosen == "fp8" and not has_fp8(places[0]):
         chosen = default_precision(places[0])
     if places[0].type == "cpu":
-        here = _on_cpu(amount, model, sizes, chosen)
+        here = _on_cpu(amount, sizes, chosen)
     else:
         seen = [torch.cuda.get_device_properties(place) for place in places]
         name = f"{len(places)} × {seen[0].name}" if len(places) > 1 else seen[0].name
@@ -181,11 +189,11 @@ def estimate(
     return Estimate(amount, sizes, here, elsewhere, peak, results, output)
 
 
-def _on_cpu(amount: Amount, model: Model | Sizes, sizes: Sizes, precision: str) -> Cost:
+def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
     seconds = cpu_seconds(amount.tokens, sizes.parameters)
     worth_it = sizes.parameters <= PROBED and amount.tokens >= 50 * probe_tokens()
-    if isinstance(model, Model) and worth_it:
-        seconds = amount.tokens / cpu_tokens_a_second(model, precision)
+    if sizes.model is not None and worth_it:
+        seconds = amount.tokens / cpu_tokens_a_second(sizes.model, precision)
     size = PRECISIONS[precision].itemsize
     activations = torch.get_num_threads() * CPU_TOKENS * 16 * sizes.width * size
     return Cost(

@@ -83,7 +83,7 @@ def estimate(
 ) -> None:
     """What `predict` will take: windows, frames, tokens, time, memory and disk."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.estimate import estimate, model_or_sizes
+    from virnucpro_core.estimate import estimate, sizes_by_name
     from virnucpro_core.sequences.amount import amount_of
     from virnucpro_core.sequences.pace import FLOPS
 
@@ -92,9 +92,9 @@ def estimate(
     classes = {"all": gpus, "none": []}.get(device_class, device_class.split(","))
     if odd := set(classes) - set(gpus):
         raise InputError(f"--device-class {min(odd)!r}: choose of {', '.join(gpus)}.")
-    chosen = model_or_sizes(model, models_dir)
-    amount = amount_of(fasta, chosen.window)
-    found = estimate(amount, chosen, places, output, precision=precision, classes=classes)
+    sizes = sizes_by_name(model, models_dir)
+    amount = amount_of(fasta, sizes.window, runs=sizes.runs)
+    found = estimate(amount, sizes, places, output, precision=precision, classes=classes)
     if json_file is not None:
         keep_apart(json_file, fasta)
         _write(json_file, found.record())

@@ -17,6 +17,7 @@ from typing import Any
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blamed
+from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.reading import read_object, unreadable
 
 SHIPPED = Path(__file__).parents[1]
@@ -41,7 +42,8 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 class Model:
     """A nucleotide encoder, a protein encoder and a classifier that belong together.
 
-    dim: values of a frame's embedding. weights: sha256 of each of FILES.
+    dim: values of a frame's embedding. weights: sha256 of each of FILES. rule: how it calls
+    contigs; with one, it reads windows without a frame too, by their longest run of codons.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Model:
     window: int
     dim: int
     weights: dict[str, str]
+    rule: ContigRule | None = None
 
     @property
     def nucleotide(self) -> Path:
@@ -103,6 +106,7 @@ def read_model(folder: Path) -> Model:
         raise ModelError(f"{path}: is of format {found!r:.40}; import the model again.")
     part: list[Any] = [about.get(key) for key in ("name", "window", "dim", "weights")]
     name, window, dim, weights = part
+    rule = ContigRule.read(about.get("contig_rule"))
     fits = {
         "name": isinstance(name, str) and name.isprintable(),
         "window": type(window) is int and 3 <= window < 1 << 31,
@@ -110,10 +114,11 @@ def read_model(folder: Path) -> Model:
         "weights": isinstance(weights, dict)
         and weights.keys() == set(FILES)
         and all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in weights.values()),
+        "contig_rule": (rule is not None) == ("contig_rule" in about),
     }
     if wrong := [key for key, fit in fits.items() if not fit]:
         raise ModelError(f"{path}: its {wrong[0]!r} is missing or odd; import the model again.")
-    return Model(name, folder, window, dim, weights)
+    return Model(name, folder, window, dim, weights, rule)
 
 
 def resolve_model(name: str, models_dir: Path | None = None) -> Model:

@@ -36,14 +36,14 @@ class Amount(NamedTuple):
         about = "" if self.exact else "about "
         return (
             f"{self.contigs:,} contigs, {self.bases:,} bases, {self.windows:,} windows; "
-            f"{about}{self.frames:,} stop-free frames, {about}{self.tokens:,} tokens"
+            f"{about}{self.frames:,} frames, {about}{self.tokens:,} tokens"
         )
 
 
-def amount_of(fasta: Sequence[Path], window: int) -> Amount:
+def amount_of(fasta: Sequence[Path], window: int, *, runs: bool = False) -> Amount:
     """Count the windows of FASTA files, and of a sample spread over them the frames.
 
-    Reads them once, to their end. Raises InputError as `read_fasta` does.
+    Reads them once, to their end. runs: as of `stop_free_frames`. Raises InputError as `read_fasta` does.
     """
     every = max(1, about_bases(fasta) // SAMPLE)
     contigs = bases = windows = seen = frames = residues = 0
@@ -55,7 +55,7 @@ def amount_of(fasta: Sequence[Path], window: int) -> Amount:
         if number % every == 0:
             seen += int(window_counts(np.minimum(lengths, SAMPLE), window).sum())
             cut = [contig._replace(sequence=contig.sequence[:SAMPLE]) for contig in batch]
-            for table in frame_parts(cut, window):
+            for table in frame_parts(cut, window, runs=runs):
                 frames += table.num_rows
                 residues += pc.sum(pc.binary_length(table["protein"])).as_py() or 0
     scale = windows / max(1, seen)

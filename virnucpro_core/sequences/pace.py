@@ -57,7 +57,7 @@ def about_bases(fasta: Iterable[Path]) -> int:
 
 
 def tokens_a_second(device: str, parameters: float, precision: str = "fp16") -> float:
-    """What a device of a class embeds, by its FLOPS and by what keeps it fed."""
+    """What a device of a class embeds: two operations a token and parameter, if it is fed."""
     rate = FLOPS[device] * RELATIVE.get(precision, 1.0) / (2 * parameters)
     return min(rate, MOST_TOKENS.get(device, 100_000.0))
 
@@ -80,8 +80,8 @@ def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
 
 
 def cpu_seconds(tokens: float, parameters: float) -> float:
-    """About how long this process's cores take: two operations a token and parameter."""
-    return tokens * 2 * parameters * _CORES / (FLOPS["cpu"] * cores())
+    """About how long this process's cores take for so many tokens."""
+    return tokens / tokens_a_second("cpu", parameters) * _CORES / cores()
 
 
 def cores() -> int:
@@ -89,18 +89,17 @@ def cores() -> int:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as one says it: 26 hours, 3 days."""
+    """A length of time as one says it: about 26 hours, about 3 days."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+            return f"about {seconds / length:.0f} {unit}"
+    return "less than 2 minutes"
 
 
 def cpu_time(fasta: Iterable[Path], model: str) -> str:
     """A sentence on how long this machine's cores would embed these files."""
-    seconds = cpu_seconds(
-        about_bases(fasta) * _tokens_per_base(model), PARAMETERS.get(model, PUBLISHED_PARAMETERS)
-    )
+    tokens = about_bases(fasta) * _tokens_per_base(model)
+    time = in_words(cpu_seconds(tokens, PARAMETERS.get(model, PUBLISHED_PARAMETERS)))
     known = model in PARAMETERS or model.startswith("virnucpro-")
     size = model if known else "a model as large as the published ones"
-    return f"With {size}, {cores()} CPU cores take about {in_words(seconds)} to embed it."
+    return f"With {size}, {cores()} CPU cores take {time} to embed it."

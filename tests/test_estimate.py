@@ -147,6 +147,21 @@ def test_cpu_is_measured_for_much_work_of_a_small_model_alone(
     assert measured == ["bf16"]
 
 
+def test_load_of_the_machine_is_told_where_it_counts(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr(estimated, "cores", lambda: 4)
+    monkeypatch.setattr(estimated, "cpu_seconds", lambda *_: 97.0 - WORK.bases / 3e6)
+
+    def said(load: float) -> str:
+        monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+        return str(estimate(WORK._replace(tokens=9), sizes_of(tiny), CPU, tmp_path).here)
+
+    assert said(0.2).startswith("4 CPU cores in fp32: about 100 seconds; ")
+    assert "about 100 seconds, about 5 minutes as busy as the cores are now;" in said(8)
+
+
 def test_probe_embeds_at_a_rate(tiny: Model) -> None:
     from virnucpro_core.embedding.probe import cpu_tokens_a_second
 

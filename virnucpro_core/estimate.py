@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS
-from virnucpro_core.embedding.probe import cpu_tokens_a_second, probe_tokens
+from virnucpro_core.embedding.probe import cpu_tokens_a_second
 from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.errors import ModelError
 from virnucpro_core.host import free_disk, in_bytes, memory
@@ -46,6 +47,13 @@ CONTEXT = 5e8
 
 PROBED = 3e7
 """Parameters of a model up to which a CPU's speed is measured, in a second; else by a table."""
+
+WORTH_IT = 100 * CPU_TOKENS
+"""Tokens a core from which on that is a small part of the run."""
+
+
+BUSY = 1.5
+"""A machine's load is told when a run takes so many times as long beside it."""
 
 
 class Sizes(NamedTuple):
@@ -89,7 +97,8 @@ def sizes_by_name(name: str, models_dir: Path | None) -> Sizes:
 class Cost(NamedTuple):
     """What a run takes on some device. seconds: of all of it, None where that is not known.
 
-    memory: bytes, the GPU's or the host's; of: how many there are, where that is known.
+    memory: bytes, the GPU's or the host's; of: how many there are, where that is known. busy: how
+    many times as long it takes beside what the machine's cores do already.
     """
 
     device: str
@@ -97,14 +106,20 @@ class Cost(NamedTuple):
     seconds: float | None
     memory: float
     of: int | None
+    busy: float = 1.0
 
     def __str__(self) -> str:
         time = "it is not known how long"
         if self.seconds is not None:
-            exact = f"about {self.seconds:.0f} seconds"
-            time = exact if self.seconds < 120 else in_words(self.seconds)
+            time = _in_words(self.seconds)
+            if self.busy > BUSY:
+                time += f", {_in_words(self.busy * self.seconds)} as busy as the cores are now"
         of = "" if self.of is None else f" of {in_bytes(self.of)}"
         return f"{self.device} in {self.precision}: {time}; {in_bytes(self.memory)}{of} of memory"
+
+
+def _in_words(seconds: float) -> str:
+    return f"about {seconds:.0f} seconds" if seconds < 120 else in_words(seconds)
 
 
 @dataclass(frozen=True)
@@ -191,7 +206,7 @@ def estimate(
 
 def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
     seconds = cpu_seconds(amount.tokens, sizes.parameters)
-    worth_it = sizes.parameters <= PROBED and amount.tokens >= 50 * probe_tokens()
+    worth_it = sizes.parameters <= PROBED and amount.tokens >= WORTH_IT * cores()
     if sizes.model is not None and worth_it:
         seconds = amount.tokens / cpu_tokens_a_second(sizes.model, precision)
     size = PRECISIONS[precision].itemsize
@@ -202,6 +217,7 @@ def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
         START_UP["cpu"] + amount.bases / BASES_A_SECOND + seconds,
         LIBRARIES + sizes.parameters * size + activations,
         memory(),
+        max(1.0, (os.getloadavg()[0] + cores()) / (os.cpu_count() or 1)),
     )
 
 

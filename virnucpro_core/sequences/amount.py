@@ -43,7 +43,8 @@ class Amount(NamedTuple):
 def amount_of(fasta: Sequence[Path], window: int, *, runs: bool = False) -> Amount:
     """Count the windows of FASTA files, and of a sample spread over them the frames.
 
-    Reads them once, to their end. runs: as of `stop_free_frames`. Raises InputError as `read_fasta` does.
+    Reads them once, to their end. runs: as of `stop_free_frames`. Raises InputError as `read_fasta`
+    does.
     """
     every = max(1, about_bases(fasta) // SAMPLE)
     contigs = bases = windows = seen = frames = residues = 0

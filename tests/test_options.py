@@ -46,7 +46,8 @@ def _commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def test_every_option_of_every_command_has_its_test() -> None:
-    import_module("test_options_measure")
+    for more in ("test_options_measure", "test_compare", "test_estimate", "test_doctor"):
+        import_module(more)
     options = {
         f"{name} {option.opts[0]}".strip()
         for name, command in _commands(typer.main.get_command(cli.app))

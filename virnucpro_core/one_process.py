@@ -18,6 +18,7 @@ from virnucpro_core.embedding.engine import SHARD, embed, origin_of
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.estimate import amount_in, estimate, sizes_of
 from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
 from virnucpro_core.models.gate import require
@@ -94,15 +95,19 @@ def predict(
                 frames, shard, embeddings = (
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
+                contigs = work / "contigs.parquet"
                 translate(
                     split(paths, work, given=given, force=True),
                     frames,
                     chosen.window,
                     runs=chosen.rule is not None,
                 )
+                amount = amount_in(contigs, frames, chosen.window)
+                told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
+                for line in told.lines():
+                    logger.info("%s", line)
                 embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
                 merge([shard], [frames], embeddings)
-                contigs = work / "contigs.parquet"
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
                     given=given,

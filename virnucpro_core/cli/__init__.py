@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from virnucpro_core.cli import measure, models, stages
+from virnucpro_core.cli import inspect, measure, models, stages
 from virnucpro_core.errors import (
     ROOM,
     GpuMemoryError,
@@ -38,6 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(stages.app)
+app.add_typer(inspect.app)
 app.add_typer(measure.app)
 app.add_typer(models.app, name="models")
 

@@ -109,6 +109,12 @@ def _lock(device: torch.device, held: ExitStack) -> bool:
     return True
 
 
+def is_leased(device: torch.device) -> bool:
+    """Whether another run holds a GPU."""
+    with ExitStack() as held:
+        return not _lock(device, held)
+
+
 @contextmanager
 def leased(text: str, gpus: int | None = None) -> Iterator[list[torch.device]]:
     """The devices of `text`, as `parse_devices` reads it, for this run alone.

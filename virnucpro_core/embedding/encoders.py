@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from virnucpro_core.embedding.prefetch import side_by_side
-from virnucpro_core.embedding.schedule import ESM_SPECIAL_TOKENS, Batch, Rows
+from virnucpro_core.embedding.schedule import Batch, Rows
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.errors import GpuMemoryError, ModelError, VirNucProError
 from virnucpro_core.models.dnabert_s import load_dnabert_s
@@ -20,7 +20,7 @@ from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import dtype_of
 from virnucpro_core.models.store import Model
-from virnucpro_core.sequences.tokens import Tokens
+from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS, Tokens
 
 logger = logging.getLogger("virnucpro.embed")
 

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.packing import plan
 from virnucpro_core.parquet import frame_batches
-from virnucpro_core.sequences.tokens import Tokens
-
-ESM_SPECIAL_TOKENS = 2
+from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS, Tokens
 
 SLAB = 1 << 18
 """Frames that are sorted by length and held as text at once: it bounds memory, not speed."""

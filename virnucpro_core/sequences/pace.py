@@ -1,8 +1,9 @@
-"""How fast a device embeds: how large a piece is by that, and how long a CPU takes."""
+"""How fast a device embeds: how large a piece is by that, and how long a run takes."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,11 +19,17 @@ FLOPS = {
     "v100": 6e13,
     "a100": 1.6e14,
     "l40s": 1.8e14,
-    "h100": 5.1e14,
-    "h200": 5.1e14,
+    "h100": 6.1e14,
+    "h200": 6.1e14,
 }
 """Floating point operations a second that `embed` reaches on a device, file to file: measured on an
-H100 (docs/benchmarks/h100); the other GPUs by their peaks, the CPU as 8 cores."""
+H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 8 cores."""
+
+RELATIVE = {"fp32": 0.1, "fp8": 1.3}
+"""How fast a GPU is in a precision, to fp16 and bf16."""
+
+FP8 = ("l40s", "h100", "h200")
+"""Classes of GPUs that multiply in fp8."""
 
 _CORES = 8
 
@@ -40,7 +47,7 @@ def _tokens_per_base(model: str) -> float:
     return 0.33 if model.endswith("-300") else 0.2
 
 
-def _bases(fasta: Iterable[Path]) -> int:
+def about_bases(fasta: Iterable[Path]) -> int:
     """About how many bases files have, by their sizes: compressed ones four times theirs."""
     return sum(
         path.stat().st_size * (4 if path.suffix in (".gz", ".bz2", ".xz", ".zst") else 1)
@@ -49,9 +56,16 @@ def _bases(fasta: Iterable[Path]) -> int:
     )
 
 
-def _tokens_per_second(parameters: float, device: str) -> float:
-    """Two operations a token and parameter."""
-    return min(FLOPS[device] / (2 * parameters), MOST_TOKENS.get(device, 100_000.0))
+def tokens_a_second(device: str, parameters: float, precision: str = "fp16") -> float:
+    """What a device of a class embeds: two operations a token and parameter, if it is fed."""
+    rate = FLOPS[device] * RELATIVE.get(precision, 1.0) / (2 * parameters)
+    return min(rate, MOST_TOKENS.get(device, 100_000.0))
+
+
+def device_class(gpu: str) -> str | None:
+    """The class in FLOPS of a GPU, by the name that CUDA gives it; None for one not listed."""
+    known = (name for name in FLOPS if re.search(rf"{name}(?!\d)", gpu, re.IGNORECASE))
+    return next(known, None)
 
 
 def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
@@ -60,17 +74,17 @@ def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
     A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
     Between 100 kb and 250 Mb.
     """
-    rate = _tokens_per_second(PARAMETERS.get(model, PUBLISHED_PARAMETERS), device)
+    rate = tokens_a_second(device, PARAMETERS.get(model, PUBLISHED_PARAMETERS))
     target = TASK_SECONDS * rate / _tokens_per_base(model)
-    return round(min(250e6, max(100e3, min(target, max(_bases(fasta) / 4, target / 10)))))
+    return round(min(250e6, max(100e3, min(target, max(about_bases(fasta) / 4, target / 10)))))
 
 
 def cpu_seconds(tokens: float, parameters: float) -> float:
     """About how long this process's cores take for so many tokens."""
-    return tokens / _tokens_per_second(parameters, "cpu") * _CORES / _cores()
+    return tokens / tokens_a_second("cpu", parameters) * _CORES / cores()
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
@@ -84,8 +98,8 @@ def in_words(seconds: float) -> str:
 
 def cpu_time(fasta: Iterable[Path], model: str) -> str:
     """A sentence on how long this machine's cores would embed these files."""
-    tokens = _bases(fasta) * _tokens_per_base(model)
+    tokens = about_bases(fasta) * _tokens_per_base(model)
     time = in_words(cpu_seconds(tokens, PARAMETERS.get(model, PUBLISHED_PARAMETERS)))
     known = model in PARAMETERS or model.startswith("virnucpro-")
     size = model if known else "a model as large as the published ones"
-    return f"With {size}, {_cores()} CPU cores take {time} to embed it."
+    return f"With {size}, {cores()} CPU cores take {time} to embed it."

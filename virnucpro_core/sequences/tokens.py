@@ -43,6 +43,9 @@ ESM_ALPHABET = (
 )
 """fair-esm's "ESM-1b" alphabet (esm/data.py, esm/constants.py), in the order of the ids."""
 
+ESM_SPECIAL_TOKENS = 2
+"""Of each protein: `<cls>` and `<eos>`."""
+
 ESM_BOS, ESM_EOS, ESM_MASK = (ESM_ALPHABET.index(t) for t in ("<cls>", "<eos>", "<mask>"))
 _MASK_BYTE = b"\x01"
 RESIDUE = np.full(256, -1, np.int64)
@@ -58,7 +61,7 @@ def esm_tokens(proteins: Sequence[str]) -> Tokens:
     Raises InputError for a letter that is no residue of ESM's alphabet.
     """
     texts = [p.replace("<mask>", "\x01").encode("ascii", "replace") for p in proteins]
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + 2
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + ESM_SPECIAL_TOKENS
     ends = np.cumsum(lengths)
     residues = RESIDUE[np.frombuffer(b"".join(texts), np.uint8)]
     if residues.size and residues.min() < 0:

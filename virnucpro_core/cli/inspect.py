@@ -1,0 +1,121 @@
+"""Commands that look at results, inputs and the machine, and change none of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from virnucpro_core.cli.options import (
+    Devices,
+    Fasta,
+    ModelName,
+    ModelsDir,
+    PrecisionOption,
+)
+from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.files import keep_apart, written_aside
+
+app = typer.Typer()
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here.")]
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(record, indent=2) + "\n")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A folder of results, a contigs.tsv, or a table.")],
+    b: Annotated[Path, typer.Argument(help="Another; geNomad's and VirSorter2's are known.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all flipped contigs here, as TSV.")
+    ] = None,
+    json_file: Json = None,
+    show: Annotated[int, typer.Option(min=0, help="Flipped contigs to print, at most.")] = 10,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="contig,score: what these columns are called in another tool's table."),
+    ] = None,
+    min_score: Annotated[
+        float, typer.Option(help="With --columns: a virus has at least this score.")
+    ] = 0.5,
+) -> None:
+    """Who agrees on what is a virus, which contigs flipped, and why."""
+    from virnucpro_core.results import compare as compared
+    from virnucpro_core.results.verdicts import read_verdicts
+
+    names = columns.split(",") if columns is not None else None
+    if names is not None and len(names) != 2:
+        raise InputError("--columns: name two, as in --columns contig,score.")
+    found = compared.compare(*(read_verdicts(path, names, min_score) for path in (a, b)))
+    for file in (output, json_file):
+        if file is not None:
+            keep_apart(file, [found.a.path, found.b.path])
+    about, flipped = compared.record(found), compared.flips(found)
+    if output is not None:
+        with written_aside(output) as aside:
+            compared.write_flips(flipped, aside)
+    if json_file is not None:
+        _write(json_file, about)
+    for line in compared.lines(about, flipped, show):
+        typer.echo(line)
+
+
+@app.command()
+def estimate(
+    fasta: Fasta,
+    model: ModelName,
+    models_dir: ModelsDir = None,
+    devices: Devices = "auto",
+    precision: PrecisionOption = None,
+    device_class: Annotated[
+        str, typer.Option(help="GPUs to estimate for as well: all, none, or such as h100,t4.")
+    ] = "all",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where results would go; nothing is written.")
+    ] = Path(),
+    json_file: Json = None,
+) -> None:
+    """What `predict` will take: windows, frames, tokens, time, memory and disk."""
+    from virnucpro_core.embedding.devices import parse_devices
+    from virnucpro_core.estimate import estimate, sizes_by_name
+    from virnucpro_core.sequences.amount import amount_of
+    from virnucpro_core.sequences.pace import FLOPS
+
+    places = parse_devices(devices)
+    gpus = [name for name in FLOPS if name != "cpu"]
+    classes = {"all": gpus, "none": []}.get(device_class, device_class.split(","))
+    if odd := set(classes) - set(gpus):
+        raise InputError(f"--device-class {min(odd)!r}: choose of {', '.join(gpus)}.")
+    sizes = sizes_by_name(model, models_dir)
+    amount = amount_of(fasta, sizes.window, runs=sizes.runs)
+    found = estimate(amount, sizes, places, output, precision=precision, classes=classes)
+    if json_file is not None:
+        keep_apart(json_file, fasta)
+        _write(json_file, found.record())
+    for line in found.lines():
+        typer.echo(line)
+
+
+@app.command()
+def doctor(
+    models_dir: ModelsDir = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where results would go: its disk and its locks.")
+    ] = Path(),
+) -> None:
+    """What this machine can do and what is missing; exit code 1 where `predict` cannot run."""
+    from virnucpro_core.doctor import MISSING, examine
+
+    lacking = []
+    for finding in examine(models_dir, output):
+        typer.echo(finding)
+        if finding.state == MISSING:
+            lacking.append(finding.what)
+    if lacking:
+        raise VirNucProError(f"predict cannot run here: see {', '.join(dict.fromkeys(lacking))}.")

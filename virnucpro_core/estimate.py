@@ -1,0 +1,239 @@
+"""What a run will take: time, memory and disk, said before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from virnucpro_core.embedding.devices import default_precision
+from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS
+from virnucpro_core.embedding.probe import cpu_tokens_a_second
+from virnucpro_core.embedding.schedule import protein_tokens
+from virnucpro_core.errors import ModelError
+from virnucpro_core.host import free_disk, in_bytes, memory
+from virnucpro_core.models.layout import read_encoder
+from virnucpro_core.models.precision import PRECISIONS, has_fp8
+from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, models_folder, resolve_model
+from virnucpro_core.parquet import inventory_batches
+from virnucpro_core.sequences.amount import Amount
+from virnucpro_core.sequences.pace import (
+    FP8,
+    PUBLISHED_PARAMETERS,
+    cores,
+    cpu_seconds,
+    device_class,
+    in_words,
+    tokens_a_second,
+)
+from virnucpro_core.sequences.windows import window_counts
+
+START_UP = {"cpu": 3.0, "gpu": 12.0}
+"""Seconds from the start of a process to its first batch (docs/benchmarks/two-h100.json)."""
+
+BASES_A_SECOND = 3e6
+"""Of split, translate, merge, classify and report together, on one core."""
+
+LIBRARIES = 8e8
+"""Bytes of a process's memory before it has a model."""
+
+CONTEXT = 5e8
+"""Bytes that CUDA and cuBLAS take of a GPU."""
+
+PROBED = 3e7
+"""Parameters of a model up to which a CPU's speed is measured, in a second; else by a table."""
+
+WORTH_IT = 100 * CPU_TOKENS
+"""Tokens a core from which on that is a small part of the run."""
+
+
+BUSY = 1.5
+"""A machine's load is told when a run takes so many times as long beside it."""
+
+
+class Sizes(NamedTuple):
+    """What of a model decides what it takes. width: values of a token within its ESM-2.
+
+    runs: as of `stop_free_frames`. model: where it is at hand.
+    """
+
+    name: str
+    window: int
+    dim: int
+    parameters: float
+    width: int
+    runs: bool = False
+    model: Model | None = None
+
+
+def sizes_of(model: Model) -> Sizes:
+    """Read off the weights, which are mapped; ModelError when they are damaged."""
+    parts = read_encoder(model.nucleotide, "dnabert_s"), read_encoder(model.protein, "esm2")
+    parameters = sum(tensor.numel() for part in parts for tensor in part.state.values())
+    width = parts[1].matrix("embedding.weight")[1]
+    runs = model.rule is not None
+    return Sizes(model.name, model.window, model.dim, parameters, width, runs, model)
+
+
+def sizes_by_name(name: str, models_dir: Path | None) -> Sizes:
+    """Those of a model at hand, or of a published one that is not here yet.
+
+    Raises what `resolve_model` does of any other.
+    """
+    try:
+        return sizes_of(resolve_model(name, models_dir))
+    except ModelError:
+        root = models_folder(models_dir)
+        if name not in PUBLISHED_WINDOWS or (root is not None and (root / name).exists()):
+            raise
+        return Sizes(name, PUBLISHED_WINDOWS[name], 3328, PUBLISHED_PARAMETERS, 2560)
+
+
+class Cost(NamedTuple):
+    """What a run takes on some device. seconds: of all of it, None where that is not known.
+
+    memory: bytes, the GPU's or the host's; of: how many there are, where that is known. busy: how
+    many times as long it takes beside what the machine's cores do already.
+    """
+
+    device: str
+    precision: str
+    seconds: float | None
+    memory: float
+    of: int | None
+    busy: float = 1.0
+
+    def __str__(self) -> str:
+        time = "it is not known how long"
+        if self.seconds is not None:
+            time = _in_words(self.seconds)
+            if self.busy > BUSY:
+                time += f", {_in_words(self.busy * self.seconds)} as busy as the cores are now"
+        of = "" if self.of is None else f" of {in_bytes(self.of)}"
+        return f"{self.device} in {self.precision}: {time}; {in_bytes(self.memory)}{of} of memory"
+
+
+def _in_words(seconds: float) -> str:
+    return f"about {seconds:.0f} seconds" if seconds < 120 else in_words(seconds)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run: its work, the bytes of disk at its peak and at its end, and where it can be done.
+
+    here: on this machine's devices; elsewhere: on one GPU of some class each.
+    """
+
+    amount: Amount
+    sizes: Sizes
+    here: Cost
+    elsewhere: tuple[Cost, ...]
+    peak: float
+    results: float
+    output: Path
+
+    def lines(self) -> Iterator[str]:
+        """As a person reads it."""
+        yield f"{self.amount} with {self.sizes.name}"
+        yield f"here, {self.here}"
+        room = f"{in_bytes(self.peak)} of disk while it runs, {in_bytes(self.results)} of results"
+        yield f"{room}; {in_bytes(free_disk(self.output))} free in {self.output}"
+        yield from map(str, self.elsewhere)
+
+    def record(self) -> dict[str, Any]:
+        """All figures, as JSON has them."""
+        return {
+            "model": self.sizes.name,
+            **self.amount._asdict(),
+            "here": self.here._asdict(),
+            "elsewhere": [cost._asdict() for cost in self.elsewhere],
+            "disk": {
+                "while_it_runs": round(self.peak),
+                "results": round(self.results),
+                "free": free_disk(self.output),
+            },
+        }
+
+
+def amount_in(contigs: Path, frames: Path, window: int) -> Amount:
+    """Counts of what `split` and `translate` wrote."""
+    batches = inventory_batches(contigs, ["length"])
+    lengths = np.concatenate([batch["length"].to_numpy() for batch in batches])
+    windows = int(window_counts(lengths, window).sum())
+    tokens = protein_tokens(frames)
+    counts = len(lengths), int(lengths.sum()), windows, len(tokens), int(tokens.sum())
+    return Amount(*counts, exact=True)
+
+
+def estimate(
+    amount: Amount,
+    sizes: Sizes,
+    places: Sequence[torch.device],
+    output: Path,
+    *,
+    precision: str | None = None,
+    classes: Sequence[str] = (),
+) -> Estimate:
+    """What a run of that much work takes on these devices, and on one GPU of each class.
+
+    The speed of a GPU is that of its class in `pace.FLOPS`; that of the CPU is measured, where the
+    model is small and there is enough to do for it.
+    """
+    chosen = precision or default_precision(places[0])
+    if chosen == "fp8" and not has_fp8(places[0]):
+        chosen = default_precision(places[0])
+    if places[0].type == "cpu":
+        here = _on_cpu(amount, sizes, chosen)
+    else:
+        seen = [torch.cuda.get_device_properties(place) for place in places]
+        name = f"{len(places)} × {seen[0].name}" if len(places) > 1 else seen[0].name
+        known = device_class(seen[0].name)
+        here = _on_gpu(amount, sizes, name, known, chosen, len(places), seen[0].total_memory)
+    half = precision or "fp16"
+    able = [kind for kind in classes if precision != "fp8" or kind in FP8]
+    elsewhere = tuple(_on_gpu(amount, sizes, kind, kind, half, 1, None) for kind in able)
+    table = 1.5 * amount.tokens  # nucleotides and proteins, compressed
+    shard = amount.frames * (4 * sizes.dim + 60)
+    results = 5e5 + table + 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
+    peak = 1.3 * amount.bases + table + shard + results
+    return Estimate(amount, sizes, here, elsewhere, peak, results, output)
+
+
+def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
+    seconds = cpu_seconds(amount.tokens, sizes.parameters)
+    worth_it = sizes.parameters <= PROBED and amount.tokens >= WORTH_IT * cores()
+    if sizes.model is not None and worth_it:
+        seconds = amount.tokens / cpu_tokens_a_second(sizes.model, precision)
+    size = PRECISIONS[precision].itemsize
+    activations = torch.get_num_threads() * CPU_TOKENS * 16 * sizes.width * size
+    return Cost(
+        f"{cores()} CPU cores",
+        precision,
+        START_UP["cpu"] + amount.bases / BASES_A_SECOND + seconds,
+        LIBRARIES + sizes.parameters * size + activations,
+        memory(),
+        max(1.0, (os.getloadavg()[0] + cores()) / (os.cpu_count() or 1)),
+    )
+
+
+def _on_gpu(
+    amount: Amount,
+    sizes: Sizes,
+    name: str,
+    known: str | None,
+    precision: str,
+    gpus: int,
+    total: int | None,
+) -> Cost:
+    seconds = None
+    if known is not None:
+        rate = gpus * tokens_a_second(known, sizes.parameters, precision)
+        seconds = START_UP["gpu"] + amount.bases / BASES_A_SECOND + amount.tokens / rate
+    size = 1 if precision == "fp8" else PRECISIONS[precision].itemsize
+    activations = GPU_TOKENS * 16 * sizes.width * PRECISIONS[precision].itemsize
+    return Cost(name, precision, seconds, CONTEXT + sizes.parameters * size + activations, total)

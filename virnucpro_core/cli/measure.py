@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -133,35 +133,83 @@ def train(
     output: Output,
     more_virus: MoreVirus = None,
     more_other: MoreOther = None,
-    window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
+    window: Annotated[
+        int | None, typer.Option(min=3, help="Bases of a window: 500, or as the encoders take.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Device = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Replace the model that is there.")
     ] = False,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            help="Train a classifier alone, on the encoders of this model. --virus and --other "
+            "take GenBank flat files and shards of embed too."
+        ),
+    ] = None,
+    models_dir: ModelsDir = None,
+    recipe: Annotated[
+        Literal["default", "original"] | None,
+        typer.Option(help="With --encoders: how. original: as VirNucPro's authors did."),
+    ] = None,
+    precision: PrecisionOption = None,
 ) -> None:
-    """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    """Train a small model from labelled FASTA, as `mini` was, or a classifier on --encoders."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.lab.train import train
+    from virnucpro_core.models.store import models_folder, resolve_model
 
     place = str(parse_devices(device)[0])
+    chosen = None if encoders is None else resolve_model(encoders, models_dir)
+    if chosen is None and (recipe or precision):
+        raise InputError(
+            f"--{'recipe' if recipe else 'precision'} is of training on encoders that are there; "
+            "name them with --encoders."
+        )
+    if chosen is not None and window not in (None, chosen.window):
+        raise InputError(f"--window {window}: {encoders} takes {chosen.window}; leave it out.")
+    if chosen is not None and output.name == str(output) and models_folder(models_dir):
+        output = (models_folder(models_dir) or Path()) / output  # a bare name is a model's
     if (output / "model.json").exists() and not force:
         raise InputError(
             f"{output}: holds a model already; name another folder, or --force to replace it."
         )
+    more_virus, more_other = more_virus or [], more_other or []
     busy = f"{output}: another process works there; wait for it, or name another folder."
-    with made(output), locked(output / ".lock", busy):
-        record = train(
-            virus,
-            other,
-            output,
-            more_virus=more_virus or [],
-            more_other=more_other or [],
-            window=window,
-            seed=seed,
-            device=place,
-        )
-    typer.echo(json.dumps(record["test"], indent=2))
+    if chosen is not None:
+        from virnucpro_core.lab.embedded import Given
+        from virnucpro_core.lab.head import RECIPES
+        from virnucpro_core.lab.train_head import check_place, train_head
+
+        check_place(output, chosen)
+        labelled = ((virus, True, True), (other, False, True))
+        more = ((more_virus, True, False), (more_other, False, False))
+        given = [Given(path, *how) for paths, *how in (*labelled, *more) for path in paths]
+        with made(output), locked(output / ".lock", busy):
+            record = train_head(
+                given,
+                output,
+                chosen,
+                recipe=RECIPES[recipe or "default"],
+                seed=seed,
+                devices=device,
+                precision=precision,
+            )
+    else:
+        from virnucpro_core.lab.train import train
+
+        with made(output), locked(output / ".lock", busy):
+            record = train(
+                virus,
+                other,
+                output,
+                more_virus=more_virus,
+                more_other=more_other,
+                window=window or 500,
+                seed=seed,
+                device=place,
+            )
+    typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,36 @@ def test_train_options(
     again = trained(299, 6, "--force")
     assert again["window"] == 299
     assert again["weights"] != own["weights"]
+
+
+@sees("train", "--encoders", "--models-dir", "--recipe", "--precision")
+def test_train_on_encoders_options(
+    ask: Callable[..., str], run: Run, fastas: dict[str, Path], tiny: Model, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    shutil.copytree(tiny.folder, root / "tiny")
+    files = ["--virus", fastas["virus"], "--other", fastas["other"]]
+    words: list[object] = ["train", *files, "--encoders", "tiny", "--models-dir", root]
+    words += ["--device", "cpu"]
+    said = ask(*words, "-o", "own", "--recipe", "original", "--precision", "bf16")
+    about = json.loads((root / "own/model.json").read_text())
+    assert (about["encoders"], about["window"]) == ("tiny", 300)
+    training = about["training"]
+    assert training["recipe"]["optimizer"] == "sgd"
+    assert "test" not in training
+    assert json.loads(said[said.index("{") :]) == training["validation"]
+    assert {one["precision"] for one in training["embeddings"]} == {"bf16"}
+    ask("models", "verify", "own", "--models-dir", root)
+    refusals = {
+        "holds a model already": (*words, "-o", "own"),
+        "tiny takes 300; leave it out": (*words, "-o", "other", "--window", "500"),
+        "name them with --encoders": ("train", *files, "-o", "x", "--recipe", "original"),
+        "--precision is of training on": ("train", *files, "-o", "x", "--precision", "bf16"),
+    }
+    for sentence, refused in refusals.items():
+        code, _, err = run(*refused)
+        assert code == 2
+        assert sentence in err
 
 
 @sees("evaluate", "--virus", "--other", "--model", "--models-dir", "--test-part")

@@ -176,29 +176,10 @@ def train(
         )
     more_virus, more_other = more_virus or [], more_other or []
     busy = f"{output}: another process works there; wait for it, or name another folder."
-    if chosen is not None:
-        from virnucpro_core.lab.embedded import Given
-        from virnucpro_core.lab.head import RECIPES
-        from virnucpro_core.lab.train_head import check_place, train_head
+    with made(output), locked(output / ".lock", busy):
+        if chosen is None:
+            from virnucpro_core.lab.train import train
 
-        check_place(output, chosen)
-        labelled = ((virus, True, True), (other, False, True))
-        more = ((more_virus, True, False), (more_other, False, False))
-        given = [Given(path, *how) for paths, *how in (*labelled, *more) for path in paths]
-        with made(output), locked(output / ".lock", busy):
-            record = train_head(
-                given,
-                output,
-                chosen,
-                recipe=RECIPES[recipe or "default"],
-                seed=seed,
-                devices=device,
-                precision=precision,
-            )
-    else:
-        from virnucpro_core.lab.train import train
-
-        with made(output), locked(output / ".lock", busy):
             record = train(
                 virus,
                 other,
@@ -208,6 +189,22 @@ def train(
                 window=window or 500,
                 seed=seed,
                 device=place,
+            )
+        else:
+            from virnucpro_core.lab.head import RECIPES
+            from virnucpro_core.lab.train_head import train_head
+
+            record = train_head(
+                virus,
+                other,
+                output,
+                chosen,
+                more_virus=more_virus,
+                more_other=more_other,
+                recipe=RECIPES[recipe or "default"],
+                seed=seed,
+                devices=device,
+                precision=precision,
             )
     typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 

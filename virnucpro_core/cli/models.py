@@ -23,7 +23,7 @@ def models_list(models_dir: ModelsDir = None) -> None:
     for model in list_models(models_dir):
         encoders = model.lender.name if model.lender else "its own"
         if CLASSIFIER not in model.weights:
-            encoders = "alone, to train on"
+            encoders = "alone"
         table.add_row(model.name, str(model.window), str(model.dim), encoders, str(model.folder))
     Console().print(table)
 

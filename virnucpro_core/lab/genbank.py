@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-from Bio import SeqIO
+from Bio import BiopythonWarning, SeqIO
 from Bio.Seq import UndefinedSequenceError
 from Bio.SeqRecord import SeqRecord
 
@@ -28,6 +29,10 @@ from virnucpro_core.sequences.translate import frame_table
 from virnucpro_core.sequences.windows import window_starts
 
 logger = logging.getLogger("virnucpro.train")
+
+
+_ODD = (ValueError, AssertionError, LookupError, TypeError, BiopythonWarning)
+"""What Biopython raises for files that are odd or end early."""
 
 
 class Annotated(NamedTuple):
@@ -61,14 +66,17 @@ def read_genbank(paths: Iterable[Path]) -> Iterator[Annotated]:
             records = SeqIO.parse(io.TextIOWrapper(handle, "latin-1"), "genbank")
             while True:
                 try:
-                    record = next(records, None)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", BiopythonWarning)
+                        warnings.filterwarnings("error", "Premature end|Expected sequence length")
+                        record = next(records, None)
                     if record is None:
                         break
                     found = _annotated(record)
                 except UndefinedSequenceError:
                     bare += 1
                     continue
-                except (ValueError, AssertionError, LookupError, TypeError) as error:
+                except _ODD as error:
                     raise InputError(
                         f"{path}: no GenBank file of nucleotides, or damaged ({error}); "
                         "fetch it again."

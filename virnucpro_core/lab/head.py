@@ -75,7 +75,7 @@ def odds_of(classifier: MLPClassifier, data: Embedded, rows: Int64Array) -> Floa
 
 
 def balanced(viral: BoolArray) -> Float64Array:
-    """Weights of classes (other, virus) with which both count alike, and all as many as there are."""
+    """Weights of classes (other, virus) with which both count alike."""
     counts = np.array([(~viral).sum(), viral.sum()], np.float64)
     weights: Float64Array = len(viral) / (2 * counts)
     return weights
@@ -159,7 +159,7 @@ def calibrate(classifier: MLPClassifier, odds: Float64Array, viral: BoolArray) -
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    scale, shift = float(line[0].exp()), float(line[1])
+    scale, shift = float(line.detach()[0].exp()), float(line.detach()[1])
     with torch.no_grad():
         classifier.output_layer.weight.mul_(scale)
         classifier.output_layer.bias.mul_(scale)

@@ -93,11 +93,14 @@ def _tables(given: Sequence[Given], work: Path, window: int) -> Iterator[Given]:
 
 
 def train_head(
-    given: Sequence[Given],
+    virus: Sequence[Path],
+    other: Sequence[Path],
     out: Path,
     encoders: Model,
     *,
-    recipe: Recipe,
+    more_virus: Sequence[Path] = (),
+    more_other: Sequence[Path] = (),
+    recipe: Recipe | None = None,
     seed: int = 0,
     devices: str = "auto",
     precision: str | None = None,
@@ -105,14 +108,21 @@ def train_head(
     """Train a classifier on the encoders of a model, write its folder, return its record.
 
     The folder refers to the encoders' files by their sha256 and has none of them. Work on
-    embeddings is kept in it until the model is written. The same seed gives the same classifier on
-    one machine's CPU.
+    embeddings is kept in it until the model is written. Files of `more_…` are for training alone.
+    The same seed gives the same classifier on one machine's CPU.
 
     Raises InputError for bad input, embeddings of other encoders, a place from which the encoders
     are not found, or when a part lacks one of the classes, which is known before anything is
     embedded.
     """
     check_place(out, encoders)
+    recipe = recipe or Recipe()
+    given = [
+        *(Given(path, True, True) for path in virus),
+        *(Given(path, False, True) for path in other),
+        *(Given(path, True, False) for path in more_virus),
+        *(Given(path, False, False) for path in more_other),
+    ]
     places = parse_devices(devices)
     precision = str(precision or default_precision(places[0]))
     require(encoders, precision, places)
@@ -132,8 +142,8 @@ def train_head(
             else:
                 parts = held_frames(labels, seed)
         except InputError:
-            if not any(work.glob("*.h5*")):
-                shutil.rmtree(work, ignore_errors=True)
+            for path in work.glob("*.parquet"):  # what an earlier run embedded stays
+                path.unlink()
             raise
         origin = origin_of(encoders, precision)
         for table in tables:

@@ -96,7 +96,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     if device == "cpu" and rank == 0:
         seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
         if seconds >= LONG:
-            logger.warning("the CPU does the work, and takes about %s", in_words(seconds))
+            logger.warning("the CPU does the work, and takes %s", in_words(seconds))
     run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
     with written_aside(job.folder / f"used{rank}.json") as aside:

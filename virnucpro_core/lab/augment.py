@@ -170,15 +170,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How windows become examples; all numbers are shares or mean shares."""
+    """How windows become examples, see `mini.toml`; all numbers are shares or mean shares."""
 
-    noise: float = 0.05  # of the bases, replaced at random
-    mask: float = 0.15  # of the tokens, hidden
-    hide_nucleotide: float = 0.2  # of the frames, whose protein has to do alone
-    hide_protein: float = 0.15  # and the reverse
-    hide_run: float = 0.5  # the protein of a window without a frame; its bases never are hidden
-    closed: float = 0.6  # of the windows without a frame, read by their longest run
-    shuffled: float = 0.04  # of the windows: letters in random order, which is no virus
+    noise: float
+    mask: float
+    hide_nucleotide: float
+    hide_protein: float
+    hide_run: float
+    closed: float
+    shuffled: float
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,29 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import tomllib
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine
 from virnucpro_core.lab.embedded import Embedded
-from virnucpro_core.lab.heldout import Float64Array, roc_auc
+from virnucpro_core.lab.heldout import roc_auc
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.results.calls import BoolArray
 from virnucpro_core.sequences.windows import Int64Array
 
 logger = logging.getLogger("virnucpro.train")
+
+Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,44 @@ class Recipe:
     kept: Literal["best", "last"] = "best"  # epoch
     calibrated: bool = True
 
+    @classmethod
+    def read(cls, path: Path | None) -> Recipe:
+        """From a TOML file of some of these entries; None is the default, `original` ORIGINAL.
+
+        InputError for what cannot be read, an unknown entry, or a value that is of no use.
+        """
+        if path is None or (str(path) == "original" and not path.exists()):
+            return cls() if path is None else ORIGINAL
+        try:
+            about = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            blame_machine(error, path)
+            raise InputError(f"{path}: is no recipe that can be read ({error}).") from None
+        kinds = get_type_hints(cls)
+        for name, value in about.items():
+            if name not in kinds:
+                raise InputError(
+                    f"{path}: has an unknown entry {name!r}; known: {', '.join(kinds)}."
+                )
+            choices = get_args(kinds[name])
+            is_number = type(value) in (int, float) and math.isfinite(value) and value >= 0
+            fits = {
+                int: type(value) is int and value > 0,
+                float: is_number,
+                bool: type(value) is bool,
+            }.get(kinds[name], value in choices)
+            if not fits:
+                wanted = " or ".join(choices) or {bool: "true or false"}.get(
+                    kinds[name], "a number"
+                )
+                raise InputError(f"{path}: {name} is {value!r:.40}; give {wanted}.")
+        return cls(**about)
+
 
 ORIGINAL = Recipe(
     optimizer="sgd", learning_rate=2e-4, batch=32, held_out="frames", weighed=False,
     watched="loss", kept="last", calibrated=False,
 )  # fmt: skip
-RECIPES = {"default": Recipe(), "original": ORIGINAL}
 
 
 def new_classifier(dim: int, hidden: int) -> MLPClassifier:

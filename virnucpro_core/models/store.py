@@ -21,6 +21,7 @@ from typing import Any
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blamed
+from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.reading import read_object, unreadable
 
 SHIPPED = Path(__file__).parents[1]
@@ -50,6 +51,8 @@ class Model:
 
     dim: values of a frame's embedding. weights: sha256 of each of FILES, or of ENCODER_FILES where
     it has no classifier. lender: the folder of the model whose encoders it uses, None for its own.
+    rule: how it calls contigs; with one, it reads windows without a frame too, by their longest run
+    of codons.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Model:
     window: int
     dim: int
     weights: dict[str, str]
+    rule: ContigRule | None = None
     lender: Path | None = None
 
     def path(self, file: str) -> Path:
@@ -123,6 +127,7 @@ def read_model(folder: Path) -> Model:
     part: list[Any] = [about.get(key) for key in ("name", "window", "dim", "weights")]
     name, window, dim, weights = part
     encoders = about.get("encoders")
+    rule = ContigRule.read(about.get("contig_rule"))
     fits = {
         "name": isinstance(name, str) and name.isprintable(),
         "window": type(window) is int and 3 <= window < 1 << 31,
@@ -132,11 +137,12 @@ def read_model(folder: Path) -> Model:
         and all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in weights.values()),
         "encoders": "encoders" not in about
         or (isinstance(encoders, str) and NAME.fullmatch(encoders) is not None),
+        "contig_rule": (rule is not None) == ("contig_rule" in about),
     }
     if wrong := [key for key, fit in fits.items() if not fit]:
         raise ModelError(f"{path}: its {wrong[0]!r} is missing or odd; import the model again.")
     lender = None if encoders is None else _lender(folder, encoders)
-    return Model(name, folder, window, dim, weights, lender=lender)
+    return Model(name, folder, window, dim, weights, rule, lender)
 
 
 def _lender(folder: Path, name: str) -> Path:

@@ -42,7 +42,12 @@ _COUNTS: dict[str, tuple[str, ...]] = {
 }
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("sample", "model", "precision", "version"), str),
-    **{"window": int, "packed": bool, "min_viral_fraction": (int, float), "weights": dict},
+    **{
+        "window": int,
+        "packed": bool,
+        "min_viral_fraction": (int, float, type(None)),
+        "weights": dict,
+    },
 }
 _ORDER = [("mean_virus_score", "descending"), ("length", "descending"), ("contig", "ascending")]
 

@@ -24,6 +24,7 @@ from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
 from virnucpro_core.schema import CONTIGS, SCORED, WINDOWS
+from virnucpro_core.sequences.frames import is_run
 
 RESULTS = (
     "contigs.tsv",
@@ -102,7 +103,9 @@ class ResultFiles:
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
         columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
         self._frames.write(pa.record_batch(columns, schema=SCORED))
-        self._predictions.write(frames["frame_id"].to_pylist(), scores)
+        whole = pc.invert(is_run(frames["frame"]))
+        ids = frames["frame_id"].filter(whole).to_pylist()
+        self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False)])
 
     def write_contigs(
         self, inventory: pa.RecordBatch, calls: WindowCalls, contigs: pa.RecordBatch
@@ -130,7 +133,7 @@ class ResultFiles:
             _text(calls.score_virus),
             call.tolist(),
         )
-        called = calls.called
+        called = calls.frames > 0
         self._highest.add(list(compress(ids, called.tolist())), calls.is_virus[called])
 
     def finish(self, summary: dict[str, object]) -> None:
@@ -175,6 +178,9 @@ def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 share = pc.and_(pc.greater_equal(batch[name], 0), pc.less_equal(batch[name], 1))
                 if not pc.fill_null(share, False).equals(called):
                     raise ValueError(f"a {name} does not fit its call")
+            score = pc.and_(pc.greater_equal(batch["score"], 0), pc.less_equal(batch["score"], 1))
+            if not pc.all(pc.fill_null(score, True)).as_py():
+                raise ValueError("a score is no probability")
             yield batch
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; classify the sample again.") from None

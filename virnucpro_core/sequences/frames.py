@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from Bio.Data.CodonTable import standard_dna_table
 from numpy.typing import NDArray
 
@@ -59,24 +60,22 @@ def _open(residues: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool
     return is_open
 
 
-def stop_free_frames(
-    contigs: Sequence[Contig], window: int, *, stretches: bool = False
-) -> pa.Table:
+def stop_free_frames(contigs: Sequence[Contig], window: int, *, runs: bool = False) -> pa.Table:
     """The stop-free frames of contigs' windows, as rows of `schema.FRAMES`.
 
     A frame's protein is read from its whole codons, leaving out ambiguous ones; its nucleotides
     are bases [f − 1, f + 3·len(protein)) of the window's strand, one more than the codons where
     the strand has it. Both are those of the original's `identify_seq`, quirks included.
 
-    stretches: of a window without such a frame, give its longest run of codons without a stop, of
+    runs: of a window without such a frame, give its longest run of codons without a stop, of
     the earliest of FRAME_NAMES among equals: the protein is the run's, the nucleotides are the
     window's strand as a whole, and the frame's name is in lower case.
     """
-    return pa.Table.from_batches(frame_parts(contigs, window, stretches=stretches), FRAMES)
+    return pa.Table.from_batches(frame_parts(contigs, window, runs=runs), FRAMES)
 
 
 def frame_parts(
-    contigs: Sequence[Contig], window: int, *, stretches: bool = False
+    contigs: Sequence[Contig], window: int, *, runs: bool = False
 ) -> Iterator[pa.RecordBatch]:
     """`stop_free_frames` a part at a time, so that a long contig needs little beside its bases.
 
@@ -92,7 +91,7 @@ def frame_parts(
     for at in range(0, max(1, len(start)), step):
         own = slice(at, at + step)
         which = contig_of[own], number[own], start[own], end[own]
-        yield _frames(contigs, offsets, text, *which, stretches)
+        yield _frames(contigs, offsets, text, *which, runs)
 
 
 def _frames(
@@ -103,7 +102,7 @@ def _frames(
     number: Int64Array,
     start: Int64Array,
     end: Int64Array,
-    stretches: bool,
+    runs: bool,
 ) -> pa.RecordBatch:
     """Frames of windows, which lie at [start, end) of the contigs' joined text."""
     origin = int(start[0]) if len(start) else 0
@@ -141,11 +140,11 @@ def _frames(
         named = f"{contig.id}_chunk_{n}{name}"
         rows.append((named, contig.id, n, name, a - offset, b - offset, nucleotide, protein))
 
-    def add_stretch(w: int) -> None:
-        runs = [(m, f) for f in range(6) for m in _RUN.finditer(read(w, f))]
-        if not runs:
+    def add_run(w: int) -> None:
+        found = [(m, f) for f in range(6) for m in _RUN.finditer(read(w, f))]
+        if not found:
             return
-        run, frame = max(runs, key=lambda found: len(found[0][0]))
+        run, frame = max(found, key=lambda pair: len(pair[0][0]))
         a, b = int(start[w]), int(end[w])
         from_, to = (3 * at + frame % 3 for at in run.span())
         strand = text[a:b] if frame < 3 else flipped[size - b : size - a]
@@ -168,13 +167,18 @@ def _frames(
                 a = max(b - bases, int(start[w]))
                 nucleotide = flipped[size - b : size - a]
             add(w, FRAME_NAMES[frame], a, b, nucleotide, protein)
-        if stretches and not found:
-            add_stretch(w)
+        if runs and not found:
+            add_run(w)
     columns = zip(*rows, strict=True) if rows else ((),) * len(FRAMES)
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, FRAMES, strict=True)],
         schema=FRAMES,
     )
+
+
+def is_run(frames: pa.Array) -> pa.Array:
+    """Of names of frames, which are those of runs."""
+    return pc.utf8_is_lower(frames.cast(pa.string()))
 
 
 def batches(contigs: Iterable[Contig], bases: int = BATCH_BASES) -> Iterator[list[Contig]]:

@@ -17,7 +17,7 @@ from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import FRAME_FORMAT, TableWriter, table_writer
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig, read_fasta
-from virnucpro_core.sequences.frames import batches, frame_parts
+from virnucpro_core.sequences.frames import batches, frame_parts, is_run
 from virnucpro_core.sequences.windows import window_starts
 
 logger = logging.getLogger("virnucpro.translate")
@@ -130,12 +130,18 @@ def frame_table(output: Path, window: int) -> Iterator[FrameTable]:
 
 
 def translate(
-    fasta: Sequence[Path], output: Path, window: int, fasta_dir: Path | None = None
+    fasta: Sequence[Path],
+    output: Path,
+    window: int,
+    fasta_dir: Path | None = None,
+    *,
+    runs: bool = False,
 ) -> int:
     """Write the stop-free frames of every window of the contigs as `schema.FRAMES`.
 
     With `fasta_dir`, also `chunked{window}.fa`, `identified_nucleotide.fa` and
     `identified_protein.faa` as the original writes them. Memory does not grow with the input.
+    runs: as of `stop_free_frames`; those three files do not have them.
 
     Returns the number of frames. Raises InputError as `read_fasta` does, and for an output that is
     an input.
@@ -149,10 +155,10 @@ def translate(
             table.add_contigs(batch)
             if original:
                 original.write_chunks(batch)
-            for frames in frame_parts(batch, window):
+            for frames in frame_parts(batch, window, runs=runs):
                 table.add_frames(frames)
                 if original:
-                    original.write_frames(frames)
+                    original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
             count += len(batch)
     logger.info("%d contigs, %d stop-free frames of windows of %d", count, table.rows, window)
     return table.rows

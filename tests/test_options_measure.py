@@ -87,7 +87,7 @@ def test_train_options(
     assert again["weights"] != own["weights"]
 
 
-@sees("train", "--encoders", "--models-dir", "--precision")
+@sees("train", "--encoders", "--models-dir", "--precision", "--recipe")
 @pytest.mark.usefixtures("quick_training")
 def test_train_on_encoders_options(
     run: Run, fastas: dict[str, Path], tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

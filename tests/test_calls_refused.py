@@ -67,13 +67,14 @@ def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(
     refused(sample, "'v1' is not in this inventory", contigs=tmp_path / "shorter")
 
 
-def test_embeddings_of_another_model_or_of_other_weights_are_refused(sample: Sample) -> None:
-    refused(sample, "made with the model 'tiny'", model=replace(sample.model, name="mini"))
+def test_embeddings_of_other_weights_are_refused_by_whatever_name(sample: Sample) -> None:
     weights = {**WEIGHTS, "dnabert_s/model.safetensors": "ef" * 32}
-    refused(sample, "other weights", model=replace(sample.model, weights=weights))
+    for name in ("tiny", "mini"):
+        model = replace(sample.model, name=name, weights=weights)
+        refused(sample, "made with the model 'tiny' and other weights", model=model)
     refused(sample, "windows of 30", model=replace(sample.model, window=300))
     retrained = {**WEIGHTS, "classifier.safetensors": "ef" * 32}
-    sample.classify(model=replace(sample.model, weights=retrained))
+    sample.classify(model=replace(sample.model, name="own", weights=retrained))
 
 
 def test_a_classifier_of_another_width_is_refused(sample: Sample, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import virnucpro_core as vnp
+from virnucpro_core.models.layout import Stored, read_weights
+from virnucpro_core.models.store import resolve_model
+from virnucpro_core.models.writing import write_head
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "assets" / "demo"
@@ -212,6 +215,21 @@ def test_resume_after_a_model_was_imported_repeats_what_it_computed(tmp_path: Pa
     assert run() == {"REPORT": 1}
     (models / "own" / "imported").touch()
     assert run() == {"EMBED": 2, "MERGE": 2, "CLASSIFY": 2, "REPORT": 1}
+
+
+def test_a_model_that_borrows_its_encoders_runs_with_them_beside_it(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(Path(vnp.__file__).parent / "mini", models / "lender")
+    lender = resolve_model("lender", models)
+    classifier = Stored(lender.classifier, {}, read_weights(lender.classifier))
+    write_head(models / "own", lender, classifier)
+    (tmp_path / "in.fa").write_text(f">a\n{'GCA' * 200}\n")
+    words = ["--input", "in.fa", "--model", "own", "--models_dir", "models"]
+    done = pipeline(tmp_path, *words)
+    assert done.returncode == 0, done.stdout
+    assert tasks(tmp_path / "results", "COMPLETED")["CLASSIFY"] == 1
+    (models / "lender/model.json").unlink()
+    assert "uses the encoders of the model 'lender'" in pipeline(tmp_path, *words).stdout
 
 
 def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> None:

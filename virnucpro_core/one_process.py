@@ -69,6 +69,7 @@ def predict(
     check_local(paths)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
     criteria = criteria_for(chosen.rule, chosen.name, **asked)
+    chosen.classifier  # noqa: B018 — without one, hours of embedding would end in a refusal
     places = parse_devices(devices)
     if precision is not None:
         require(chosen, precision, places, force=force)

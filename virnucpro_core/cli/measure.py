@@ -133,40 +133,68 @@ def train(
     output: Output,
     more_virus: MoreVirus = None,
     more_other: MoreOther = None,
-    window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
+    window: Annotated[
+        int | None, typer.Option(min=3, help="Bases of a window: 500, or as the encoders take.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     recipe: Annotated[
-        Path | None, typer.Option(help="Sizes and schedule, as TOML; default: those of mini.")
+        Path | None,
+        typer.Option(
+            help="Sizes and schedule, as TOML; default: those of mini. With --encoders also "
+            "'original', as VirNucPro's authors trained."
+        ),
     ] = None,
     device: Device = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Replace the model that is there.")
     ] = False,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            help="Train a classifier alone, on this model's encoders. --virus and --other then "
+            "take GenBank files and shards of embed too."
+        ),
+    ] = None,
+    models_dir: ModelsDir = None,
+    precision: PrecisionOption = None,
 ) -> None:
-    """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    """Train a small model from labelled FASTA, as `mini` was, or a classifier on --encoders."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.lab.train import MINI, Recipe, train
+    from virnucpro_core.lab import head, train
+    from virnucpro_core.lab.train_head import train_head
+    from virnucpro_core.models.store import models_folder, resolve_model
 
-    chosen = Recipe.read(recipe or MINI)
     place = str(parse_devices(device)[0])
+    lender = None if encoders is None else resolve_model(encoders, models_dir)
+    if lender is None:
+        how = train.Recipe.read(recipe or train.MINI)
+        if precision is not None:
+            raise InputError("--precision is that of encoders; name them with --encoders.")
+    else:
+        head_recipe = head.Recipe.read(recipe)
+        if window not in (None, lender.window):
+            raise InputError(f"--window {window}: {encoders} takes {lender.window}; leave it out.")
+        root = models_folder(models_dir)
+        if root is not None and output.name == str(output):  # a bare name is a model's
+            output = root / output
     if (output / "model.json").exists() and not force:
         raise InputError(
             f"{output}: holds a model already; name another folder, or --force to replace it."
         )
+    options: dict[str, Any] = {
+        "more_virus": more_virus or [],
+        "more_other": more_other or [],
+        "seed": seed,
+    }
     busy = f"{output}: another process works there; wait for it, or name another folder."
     with made(output), locked(output / ".lock", busy):
-        record = train(
-            virus,
-            other,
-            output,
-            more_virus=more_virus or [],
-            more_other=more_other or [],
-            window=window,
-            seed=seed,
-            device=place,
-            recipe=chosen,
-        )
-    typer.echo(json.dumps(record["test"], indent=2))
+        if lender is None:
+            options |= {"window": window or 500, "device": place, "recipe": how}
+            record = train.train(virus, other, output, **options)
+        else:
+            options |= {"recipe": head_recipe, "devices": device, "precision": precision}
+            record = train_head(virus, other, output, lender, **options)
+    typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 
 
 @app.command()

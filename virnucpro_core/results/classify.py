@@ -50,18 +50,14 @@ ROWS = 4096
 
 
 def _check_made_for(embeddings: EmbeddingFile, model: Model) -> None:
-    made = embeddings.origin
-    if made.model != model.name:
+    """The encoders' weights decide: a classifier that was trained on them may have another name."""
+    made, own = embeddings.origin, model.encoder_weights
+    if made.weights != own:
+        file = min(f for f in {*made.weights, *own} if made.weights.get(f) != own.get(f))
         raise InputError(
-            f"{embeddings.path}: made with the model {made.model!r}, not {model.name!r}; "
-            f"classify with --model {made.model}, or embed again."
+            f"{embeddings.path}: made with the model {made.model!r} and other weights than "
+            f"{model.name!r} has: {file} was {made.weights.get(file, 'none')[:12]}…; embed again."
         )
-    for file, sha256 in made.weights.items():
-        if model.weights.get(file) != sha256:
-            raise InputError(
-                f"{embeddings.path}: made with other weights than the model {model.name!r} has: "
-                f"{file} was {sha256[:12]}…; embed again."
-            )
 
 
 class Embedded(NamedTuple):
@@ -199,7 +195,8 @@ def score(
 
 def made_with(origin: Origin, model: Model) -> dict[str, Any]:
     """All that decides a frame's scores, as summary.json has it."""
-    return {**vars(origin), "weights": dict(sorted(model.weights.items()))}
+    weights = dict(sorted(model.weights.items()))
+    return {**vars(origin), "model": model.name, "weights": weights}
 
 
 def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:

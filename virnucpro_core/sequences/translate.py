@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from virnucpro_core.files import keep_apart, written_aside
-from virnucpro_core.parquet import FRAME_FORMAT, table_writer
+from virnucpro_core.parquet import FRAME_FORMAT, TableWriter, table_writer
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts, is_run
@@ -88,6 +88,47 @@ class _Digest:
         return hashlib.sha256(b"".join(p.digest() for p in self._parts.values())).hexdigest()
 
 
+class FrameTable:
+    """A frame table that is being written."""
+
+    def __init__(self, writer: TableWriter, window: int) -> None:
+        self._writer, self._window, self._digest = writer, window, _Digest()
+        self.rows = 0
+
+    def add_contigs(self, contigs: Sequence[Contig]) -> None:
+        """Contigs whose frames come next, or have none."""
+        self._digest.add_contigs(contigs)
+
+    def add_frames(self, frames: pa.RecordBatch) -> None:
+        """Rows of `schema.FRAMES`."""
+        self._writer.write(frames)
+        self._digest.add_frames(frames)
+        self.rows += frames.num_rows
+
+    def finish(self) -> None:
+        """Write the footer."""
+        self._writer.finish(
+            {
+                "virnucpro.format": FRAME_FORMAT,
+                "virnucpro.window": str(self._window),
+                "virnucpro.digest": self._digest.hexdigest(),
+            }
+        )
+
+
+@contextmanager
+def frame_table(output: Path, window: int) -> Iterator[FrameTable]:
+    """Write a frame table, which is whole or absent."""
+    options = {
+        "use_dictionary": ["contig", "frame"],
+        "write_statistics": ["contig", "window", "start", "end"],
+    }
+    with written_aside(output) as aside, table_writer(aside, FRAMES, **options) as writer:
+        table = FrameTable(writer, window)
+        yield table
+        table.finish()
+
+
 def translate(
     fasta: Sequence[Path],
     output: Path,
@@ -106,35 +147,18 @@ def translate(
     an input.
     """
     keep_apart(output, fasta)
-    digest = _Digest()
-    contigs = frames = 0
+    count = 0
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
-        writer = stack.enter_context(
-            table_writer(
-                stack.enter_context(written_aside(output)),
-                FRAMES,
-                use_dictionary=["contig", "frame"],
-                write_statistics=["contig", "window", "start", "end"],
-            )
-        )
+        table = stack.enter_context(frame_table(output, window))
         for batch in batches(read_fasta(fasta)):
-            digest.add_contigs(batch)
+            table.add_contigs(batch)
             if original:
                 original.write_chunks(batch)
-            for table in frame_parts(batch, window, runs=runs):
-                writer.write(table)
-                digest.add_frames(table)
+            for frames in frame_parts(batch, window, runs=runs):
+                table.add_frames(frames)
                 if original:
-                    original.write_frames(table.filter(pc.invert(is_run(table["frame"]))))
-                frames += table.num_rows
-            contigs += len(batch)
-        writer.finish(
-            {
-                "virnucpro.format": FRAME_FORMAT,
-                "virnucpro.window": str(window),
-                "virnucpro.digest": digest.hexdigest(),
-            }
-        )
-    logger.info("%d contigs, %d stop-free frames of windows of %d", contigs, frames, window)
-    return frames
+                    original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
+            count += len(batch)
+    logger.info("%d contigs, %d stop-free frames of windows of %d", count, table.rows, window)
+    return table.rows

@@ -15,11 +15,11 @@ from tiny import SMALL, coding
 import virnucpro_core as vnp
 from virnucpro_core.lab.augment import Augmentation, Batches, read_frames
 from virnucpro_core.lab.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
+from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.heldout import (
     Labelled,
     Scored,
     conservative,
-    evaluate,
     figures,
     found_at,
     frames_of,

@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.lab.corpus import Corpus
-from virnucpro_core.models.classifier import MLPClassifier, load_classifier
-from virnucpro_core.models.dnabert_s import load_dnabert_s
+from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.encoder import Encoder
-from virnucpro_core.models.esm2 import load_esm2
-from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, BoolArray, Float32Array, WindowCalls
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import stop_free_frames
@@ -251,13 +248,3 @@ def conservative(sample: Labelled, scored: Scored, false: float) -> float:
     half, truth = score_contigs(scored).half, sample.truth
     others = half[~truth & np.isfinite(half)]
     return -float(np.quantile(others, 1 - false))
-
-
-def evaluate(model: Model, sample: Labelled, device: str = "cpu") -> dict[str, Any]:
-    """`figures` of a stored model on labelled contigs; InputError as `usable_frames`."""
-    frames = usable_frames(sample, model.window, "the input")
-    embeddings = frame_embeddings(
-        load_dnabert_s(model.nucleotide).to(device), load_esm2(model.protein).to(device), frames
-    )
-    scores = frame_scores(load_classifier(model.classifier).to(device), embeddings)
-    return figures(sample, score_windows(sample, model.window, frames, scores))

@@ -26,12 +26,12 @@ from virnucpro_core.errors import need_room
 from virnucpro_core.files import blamed, written_aside
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
+from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
 from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
     conservative,
-    evaluate,
     frame_embeddings,
     usable_frames,
 )

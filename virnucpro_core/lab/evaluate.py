@@ -109,7 +109,7 @@ def table_level(sample: Labelled, table: Table) -> Level:
     items = Items(
         sample.truth,
         np.where(known, score, -np.inf),
-        (score >= THRESHOLD) & sure,
+        score >= THRESHOLD if sure else None,
         score if sure else np.full(len(score), np.nan),
         _groups(sample),
     )
@@ -189,7 +189,12 @@ def pictures(levels: Sequence[Level]) -> dict[str, str]:
 
 
 def shown(table: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Lines for a person."""
+    """Lines for a person; `table` begins with a model's contigs, all of them."""
+    number, groups, viral = (table[0][name] for name in ("number", "groups", "viral"))
+    yield (
+        f"{number} contigs of {groups} groups, {viral / number:.1%} viral; what has no score ranks "
+        f"last; intervals of 95 % by {REPLICATES} draws of the groups"
+    )
     lines = [[*ABOUT, *SHOWN]]
     for row in table:
         cells = [str(row[name]) for name in ABOUT]

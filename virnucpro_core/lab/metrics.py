@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,18 +41,20 @@ def curve(
 class Items:
     """What was scored; all arrays have one entry an item.
 
-    score: -inf for none, which ranks last. call: as virus; none is called without a score.
-    probability: NaN for none. group: those that share one are drawn together.
+    score: -inf for none, which ranks last. call: as virus, never without a score; None where a
+    tool says none. probability: NaN for none. group: those that share one are drawn together.
     """
 
     truth: BoolArray
     score: Float64Array
-    call: BoolArray
+    call: BoolArray | None
     probability: Float64Array
     group: Int64Array
 
     def __getitem__(self, part: BoolArray | Int64Array) -> Items:
-        return Items(*(getattr(self, field.name)[part] for field in fields(self)))
+        call = None if self.call is None else self.call[part]
+        arrays = (self.truth[part], self.score[part])
+        return Items(*arrays, call, self.probability[part], self.group[part])
 
     @property
     def scored(self) -> BoolArray:
@@ -81,20 +83,25 @@ class Items:
                 right[np.searchsorted(wrong, share * wrong[-1] + 1e-9, "right") - 1] / right[-1]
                 for share in (0.01, 0.05)
             ]
-            tp, fp, fn, tn = (
-                float(copies[(self.call == call) & (self.truth == truth)].sum())
-                for call, truth in ((True, True), (True, False), (False, True), (False, False))
-            )
-            margins = np.sqrt([tp + fp, tp + fn, tn + fp, tn + fn]).prod()
-            calls = np.array([2 * tp, tp * tn - fp * fn, tp, fp]) / np.array(
-                [2 * tp + fp + fn, margins or 1, tp + fn, fp + tn]
-            )
+            calls = self._of_calls(copies)
             known = np.isfinite(self.probability)
             error = (self.probability - self.truth)[known] ** 2
             number, said, seen = self.reliability(copies).T
             brier = (copies[known] * error).sum() / copies[known].sum()
             calibration = (number * abs(said - seen)).sum() / number.sum()
         return np.array([auc, precision, *found, *calls, brier, calibration])
+
+    def _of_calls(self, copies: Float64Array) -> Float64Array:
+        if self.call is None:
+            return np.full(len(CALLS), np.nan)
+        tp, fp, fn, tn = (
+            float(copies[(self.call == call) & (self.truth == truth)].sum())
+            for call, truth in ((True, True), (True, False), (False, True), (False, False))
+        )
+        margins = np.sqrt([tp + fp, tp + fn, tn + fp, tn + fn]).prod()
+        over = np.array([2 * tp + fp + fn, margins or 1, tp + fn, fp + tn])
+        values: Float64Array = np.array([2 * tp, tp * tn - fp * fn, tp, fp]) / over
+        return values
 
     def intervals(self, seed: int = 0) -> Float64Array:
         """Limits of 95 % for FIGURES, (2, figures): groups of each class are drawn anew.
@@ -112,6 +119,5 @@ class Items:
         order = np.argsort(-self.score)  # once: what is in order is sorted again at once
         ranked, pair = self[order], pair.ravel()[order]
         values = [ranked.figures(row[pair].astype(np.float64)) for row in drawn]
-        with np.errstate(invalid="ignore"):
-            limits: Float64Array = np.nanpercentile(values, (2.5, 97.5), axis=0)
+        limits: Float64Array = np.percentile(values, (2.5, 97.5), axis=0)
         return limits

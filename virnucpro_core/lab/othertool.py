@@ -46,6 +46,8 @@ class Table(NamedTuple):
                 at = _columns(names, columns, given)
                 rows = csv.reader(handle, delimiter=delimiter)
                 return cls(name, dict(_scores(rows, *at, file)))
+        except FileNotFoundError:
+            raise InputError(f"{file}: no such file; check the path.") from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{file}: is no TSV or CSV ({error}); give a tool's table.") from None
 

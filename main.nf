@@ -35,7 +35,7 @@ workflow {
     def gpuProfile = workflow.profile.tokenize(',').contains('gpu')
     channel.topic('cpu_time')
         .filter { _meta, said -> said && cpuUnasked && (gpuProfile || said =~ /hours|days/) }
-        .subscribe { meta, said -> log.warn("No GPU is seen on this machine, so the CPU embeds ${meta.id}. ${said.trim()}") }
+        .subscribe { meta, said -> log.warn("No GPU is seen, so the CPU embeds ${meta.id}. ${said.trim()}") }
 
     def versions = """\
         Workflow:

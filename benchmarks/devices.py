@@ -25,7 +25,7 @@ import torch
 from translate import replicate
 
 from virnucpro_core.lab.benchmark.endtoend import write_random_model
-from virnucpro_core.lab.benchmark.lines import PUBLISHED
+from virnucpro_core.lab.benchmark.lines import PUBLISHED_SIZE
 from virnucpro_core.lab.machine import machine
 from virnucpro_core.parquet import frame_meta
 from virnucpro_core.sequences.translate import translate
@@ -101,7 +101,7 @@ def main() -> None:
         if not options.model:
             with torch.inference_mode():
                 write_random_model(
-                    folder / "models" / "random", PUBLISHED, torch.device(devices[0])
+                    folder / "models" / "random", PUBLISHED_SIZE, torch.device(devices[0])
                 )
             model = ["--model", "random", "--models-dir", str(folder / "models")]
         frames = write_frames(options.contigs, folder, options.frames, options.window)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import ClassVar
 
 COMMIT = "c0ffee" + "0" * 34
@@ -83,6 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(header.replace("_", "-"), value)
         self.send_header("Content-Length", str(whole))
         self.end_headers()
+        if name == self.hub.stalls:
+            self.wfile.write(content[start : start + whole // 2])
+            self.hub.stalled.set()
+            self.rfile.read(1)  # until the other side has gone
+            return
         self.wfile.write(content[start:])
 
 
@@ -94,7 +99,8 @@ class Hub:
     """Serves `root/<owner>/<repository>/<file>`, each repository at one commit.
 
     cuts: how often a file's connection is to be closed before its end. claimed: sha256 that the
-    hub says a file has. downloads: name and first byte of every file sent.
+    hub says a file has. stalls: a file whose other half never comes, which `stalled` then
+    says. downloads: name and first byte of every file sent.
     """
 
     def __init__(self, root: Path) -> None:
@@ -102,6 +108,8 @@ class Hub:
         self.gated: set[str] = set()
         self.cuts: Counter[tuple[str, str]] = Counter()
         self.claimed: dict[str, str] = {}
+        self.stalls = ""
+        self.stalled = Event()
         self.downloads: list[tuple[str, int]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -25,11 +25,11 @@ from virnucpro_core.sequences.translate import translate
 WINDOW = 30
 OPEN = "GCAGCAGCAG" * 3  # no stop in any frame
 STOPS = "TTAATTAATTAATTAATTAATTAATTAATT"  # one in each
-WEIGHTS = {"nucleotide/a.safetensors": "ab" * 32, "classifier.safetensors": "cd" * 32}
+WEIGHTS = {"dnabert_s/model.safetensors": "ab" * 32, "classifier.safetensors": "cd" * 32}
 Logits = Callable[[str], tuple[float, float]]
 
 
-def identity(path: Path) -> Path:
+def identity(path: Path) -> None:
     """A classifier whose logits are the embedding's two values, where these are not negative."""
     model = MLPClassifier(2, 2).eval()
     with torch.no_grad():
@@ -38,7 +38,6 @@ def identity(path: Path) -> Path:
             layer.bias.zero_()
     state = model.state_dict() | {"bn1.running_var": torch.full((2,), 1 - 1e-5)}
     save_file(state, path)
-    return path
 
 
 class Sample:
@@ -54,11 +53,9 @@ class Sample:
             folder=folder,
             window=WINDOW,
             dim=2,
-            nucleotide=folder,
-            protein=folder,
-            classifier=identity(folder / "c.safetensors"),
             weights=WEIGHTS,
         )
+        identity(self.model.classifier)
         self.origin = Origin("tiny", dict(list(WEIGHTS.items())[:1]), WINDOW, "fp32", True, "1")
         self.frames = []
         self.shards = []

@@ -69,7 +69,7 @@ def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(
 
 def test_embeddings_of_another_model_or_of_other_weights_are_refused(sample: Sample) -> None:
     refused(sample, "made with the model 'tiny'", model=replace(sample.model, name="mini"))
-    weights = {**WEIGHTS, "nucleotide/a.safetensors": "ef" * 32}
+    weights = {**WEIGHTS, "dnabert_s/model.safetensors": "ef" * 32}
     refused(sample, "other weights", model=replace(sample.model, weights=weights))
     refused(sample, "windows of 30", model=replace(sample.model, window=300))
     retrained = {**WEIGHTS, "classifier.safetensors": "ef" * 32}
@@ -77,8 +77,9 @@ def test_embeddings_of_another_model_or_of_other_weights_are_refused(sample: Sam
 
 
 def test_a_classifier_of_another_width_is_refused(sample: Sample, tmp_path: Path) -> None:
-    save_file(MLPClassifier(3, 2).state_dict(), tmp_path / "wide.safetensors")
-    model = replace(sample.model, classifier=tmp_path / "wide.safetensors")
+    model = replace(sample.model, folder=tmp_path / "wide")
+    model.folder.mkdir()
+    save_file(MLPClassifier(3, 2).state_dict(), model.classifier)
     refused(sample, "takes embeddings of 3", ModelError, model=model)
 
 

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 from archives import archive, text
+from damage import at_most
 from safetensors.torch import save_file
 from torch import nn
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
-from virnucpro_core.models.pickles import Inert
+from virnucpro_core.published.checkpoints import read_checkpoint, read_state_dict
+from virnucpro_core.published.pickles import Inert
 
 ORIGINAL = Path(__file__).parent / "data/classifier/original_style_model.pth"
 
@@ -80,7 +81,7 @@ def test_a_tensor_is_read_with_its_strides_and_offset(tmp_path: Path) -> None:
         ({"stride": (-3, 1)}, "impossible"),
         ({"stride": (3,)}, "do not fit"),
         ({"stride": 3}, "whole numbers"),
-        ({"size": [2, 3]}, "something else"),
+        ({"size": [2, 3]}, "whole numbers"),
         ({"size": (2.0, 3)}, "whole numbers"),
         ({"size": (1,) * 9, "stride": (1,) * 9}, "do not fit"),
     ],
@@ -114,8 +115,59 @@ def test_compressed_archives_and_huge_pickles_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="compressed"):
         read_state_dict(path)
     path = archive(tmp_path / "long.pth", b"\x80\x02" + b"}" * (5 << 20) + b".")
-    with pytest.raises(ModelError, match="more than 4 MiB"):
+    with pytest.raises(ModelError, match="more than 1 MiB"):
         read_state_dict(path)
+
+
+def test_a_big_endian_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "big.pth"
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("big/data.pkl", tensor_pickle())
+        out.writestr("big/byteorder", "big")
+        out.writestr("big/data/0", SIX["0"])
+    with pytest.raises(ModelError, match="big-endian"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("local name", struct.pack("<HH", 65535, 65535)),
+        ("sizes", struct.pack("<II", 1 << 31, 1 << 31)),
+        ("sizes", struct.pack("<II", 25 << 20, 24)),
+        ("offset", struct.pack("<I", 1 << 30)),
+        ("offset", struct.pack("<I", 7)),
+        ("compression", struct.pack("<H", 8)),
+        ("flags", struct.pack("<H", 1)),
+    ],
+)
+def test_an_archive_that_lies_about_an_entry_is_refused_or_read_as_it_is(
+    field: str, value: bytes, tmp_path: Path
+) -> None:
+    path = archive(tmp_path / "lie.pth", tensor_pickle(), SIX)
+    content = bytearray(path.read_bytes())
+    central = content.rindex(b"evil/data/0") - 46
+    local = content.index(b"evil/data/0") - 30
+    places = {"flags": 8, "compression": 10, "sizes": 20, "offset": 42}
+    at = local + 26 if field == "local name" else central + places[field]
+    content[at : at + len(value)] = value
+    path.write_bytes(content)
+    if value == struct.pack("<II", 25 << 20, 24):  # the length when packed, which nobody uses
+        assert read_state_dict(path)["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        return
+    with pytest.raises(ModelError, match="refused"):
+        read_state_dict(path)
+
+
+def test_many_tensors_of_one_storage_cost_one_reading(tmp_path: Path) -> None:
+    """Else its checksum, or a copy of it where it is not aligned, would be made for each."""
+    large = bytes(30 << 20)
+    head = tensor_pickle(numel=len(large) // 4)
+    rebuild = head[head.index(b"ctorch._utils") : -2]  # but for SETITEM and STOP
+    rest = b"".join(text(f"w{n}") + rebuild + b"s" for n in range(3000))
+    path = archive(tmp_path / "many.pth", b"\x80\x02}" + rest + b".", {"0": large})
+    with at_most(20):
+        assert len(read_state_dict(path)) == 3000
 
 
 def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -239,8 +291,6 @@ def test_safetensors_and_sharded_indexes_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "mentions"),
     [
-        ({"w": torch.tensor([1.0, float("nan")])}, "not finite"),
-        ({"w": torch.tensor([1.0, float("-inf")]).half()}, "not finite"),
         ({"w": [1, 2]}, "'w', which is no tensor"),
         ({"w": torch.tensor([True])}, "BoolStorage"),
         ({1: torch.ones(1)}, "names"),

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.checkpoints import read_state_dict
-from virnucpro_core.models.classifier import MLPClassifier, load_classifier
+from virnucpro_core.models.classifier import MLPClassifier
+from virnucpro_core.published.checkpoints import read_state_dict
+from virnucpro_core.published.formats import load_classifier
 
 DATA = Path(__file__).parent / "data/classifier"
 ORIGINAL = DATA / "original_style_model.pth"

@@ -16,7 +16,7 @@ import torch
 from test_options import Run
 from tiny import coding
 
-from virnucpro_core.lab.evaluate import FILES, model_levels, rows, scored_by, table_level
+from virnucpro_core.lab.evaluate import FILES, model_levels, rows, table_level, windows_by
 from virnucpro_core.lab.heldout import Labelled
 from virnucpro_core.lab.othertool import Table
 from virnucpro_core.models.store import Model
@@ -99,12 +99,12 @@ def test_scores_that_are_no_probabilities_have_ranks_alone(labelled: Labelled) -
 def test_a_model_s_rows_are_its_calls_of_contigs_and_windows(
     labelled: Labelled, tiny: Model
 ) -> None:
-    scored = scored_by(tiny, labelled, CPU)
-    table = rows(labelled, model_levels("tiny", labelled, scored), [300])
+    calls = windows_by(tiny, labelled, CPU)
+    table = rows(labelled, model_levels(tiny, labelled, calls), [300])
     contigs, windows = by_subset(table), by_subset(table, "window")
     assert (contigs["all"]["number"], contigs["all"]["scored"]) == (16, 15)
-    assert windows["all"]["number"] == len(scored.calls.contig) > 16
-    called = scored.calls.is_virus[labelled.truth[scored.calls.contig]]
+    assert windows["all"]["number"] == len(calls.contig) > 16
+    called = calls.is_virus[labelled.truth[calls.contig]]
     assert windows["all"]["sensitivity"] == pytest.approx(called.mean(), abs=1e-4)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,14 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 from hub import COMMIT, Hub, served
+from hugging_face import save_dnabert_s as save_published_dnabert_s
+from hugging_face import save_esm2 as save_published_esm2
 from safetensors.torch import load_file
 from test_cli import assert_refused, virnucpro
 from test_full_disk import room
 from tiny import save_esm2
 
 from virnucpro_core.models.classifier import MLPClassifier
-from virnucpro_core.models.fetch import DNABERT_S, ESM2
+from virnucpro_core.models.dnabert_s import load_dnabert_s
+from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.store import SHIPPED, resolve_model
+from virnucpro_core.published.fetch import DNABERT_S, ESM2
 
 MINI = SHIPPED / "mini"
 Fetch = Callable[..., subprocess.CompletedProcess[str]]
@@ -30,28 +35,37 @@ Fetch = Callable[..., subprocess.CompletedProcess[str]]
 def hub(tmp_path: Path) -> Iterator[Hub]:
     """The encoders of `mini` under the names of the published ones, its classifier as a `.pth`."""
     root = tmp_path / "hub"
-    shutil.copytree(MINI / "dnabert_s", root / DNABERT_S)
-    shutil.copytree(MINI / "esm2", root / ESM2)
+    save_published_dnabert_s(root / DNABERT_S, load_dnabert_s(MINI / "dnabert_s"))
+    shutil.copy(MINI / "dnabert_s" / "tokenizer.json", root / DNABERT_S)
+    save_published_esm2(root / ESM2, load_esm2(MINI / "esm2"))
     torch.save(load_file(MINI / "classifier.safetensors"), root / "500_model.pth")
     with served(root) as hub:
         yield hub
 
 
 @pytest.fixture
-def fetch(hub: Hub, tmp_path: Path) -> Fetch:
-    """Run `models fetch virnucpro-500`, with a cache of its own."""
+def env(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """The environment of a `models fetch`, with a cache of its own."""
+    (tmp_path / "temporary").mkdir()
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "cache"),
+        "VIRNUCPRO_MODELS": str(tmp_path / "models"),
+        "TMPDIR": str(tmp_path / "temporary"),
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+FETCH = [sys.executable, "-m", "virnucpro_core.cli", "models", "fetch"]
+
+
+@pytest.fixture
+def fetch(env: dict[str, str]) -> Fetch:
+    """Run `models fetch virnucpro-500`."""
 
     def run(*options: object, name: str = "virnucpro-500") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "virnucpro_core.cli", "models", "fetch", name]
-        settings = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "cache"),
-            "VIRNUCPRO_MODELS": str(tmp_path / "models"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        env.update(settings)
-        command += [str(option) for option in options]
+        command = [*FETCH, name, *map(str, options)]
         return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
     return run
@@ -117,12 +131,9 @@ def test_fetch_of_shards_takes_those_of_the_index(hub: Hub, fetch: Fetch, tmp_pa
     run = fetch("--classifier", hub.root / "500_model.pth")
     assert run.returncode == 0, run.stderr
     model = resolve_model("virnucpro-500", tmp_path / "models")
-    assert sorted(path.name for path in model.protein.iterdir()) == [
-        "config.json",
-        "pytorch_model-00001-of-00002.bin",
-        "pytorch_model-00002-of-00002.bin",
-        "pytorch_model.bin.index.json",
-    ]
+    assert "pytorch_model-00003-of-00002.bin" not in sent(hub)
+    mini = resolve_model("mini")
+    assert model.weights == mini.weights, "they are stored as ours, to the bit"
 
 
 def test_fetch_again_replaces_what_was_fetched_before(
@@ -137,7 +148,7 @@ def test_fetch_again_replaces_what_was_fetched_before(
     assert run.returncode == 0, run.stderr
     assert sent(hub) == ["pytorch_model.bin"]
     model = resolve_model("virnucpro-500", tmp_path / "models")
-    assert not (model.nucleotide / "model.safetensors").exists()
+    assert model.weights == resolve_model("mini").weights
 
 
 def test_fetch_with_a_dropped_connection_goes_on_where_it_broke(hub: Hub, fetch: Fetch) -> None:
@@ -226,6 +237,30 @@ def test_fetch_onto_a_full_disk_exits_1_and_is_finished_with_room(
     assert not list((tmp_path / "models").glob("*/model.json"))
     run = fetch("--classifier", f"{hub.url}/500_model.pth")
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("stalls", "number"),
+    [("model.safetensors", signal.SIGTERM), ("config.json", signal.SIGINT)],
+)
+def test_fetch_stopped_within_a_file_exits_75_and_is_finished_by_the_same_command(
+    hub: Hub, fetch: Fetch, env: dict[str, str], tmp_path: Path, stalls: str, number: signal.Signals
+) -> None:
+    hub.stalls = stalls
+    options = ["--classifier", str(hub.root / "500_model.pth")]
+    command = [*FETCH, "virnucpro-500", *options]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    assert hub.stalled.wait(120)
+    run.send_signal(number)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 75, said
+    assert said.splitlines()[-1].startswith(f"virnucpro: stopped by {number.name}; ")
+    assert not (tmp_path / "models").exists()
+    assert not list((tmp_path / "temporary").iterdir())
+    hub.stalls = ""
+    assert fetch(*options).returncode == 0
+    verified = virnucpro("models", "verify", "virnucpro-500", "--models-dir", tmp_path / "models")
+    assert verified.returncode == 0, verified.stderr
 
 
 def test_fetch_without_classifier_says_where_to_get_it(hub: Hub, fetch: Fetch) -> None:

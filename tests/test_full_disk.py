@@ -10,13 +10,12 @@ import resource
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from test_cli import assert_refused, virnucpro
-from tiny import FAST
 
 from virnucpro_core import cli
 from virnucpro_core.models.store import Model
@@ -34,7 +33,7 @@ COMMANDS = {
     "report": "report RESULTS -o OUT/r.html",
     "import": "models import own PARTS --models-dir OUT --window 300",
     "train": "train --virus VIRUS --other OTHER -o OUT/t --window 300 --device cpu",
-    "evaluate": "evaluate --virus VIRUS --other OTHER MODEL --test-part --device cpu -o OUT/e",
+    "evaluate": "evaluate --virus VIRUS --other OTHER MODEL --device cpu -o OUT/e",
     "validate": "validate FRAMES MODEL --precision bf16 --sample 3 --json OUT/v.json",
 }
 
@@ -83,6 +82,7 @@ def written(out: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.usefixtures("quick_training")
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_full_disk_exits_1_with_a_sentence_and_goes_on_with_room(
     stage: str,
@@ -94,7 +94,6 @@ def test_full_disk_exits_1_with_a_sentence_and_goes_on_with_room(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    monkeypatch.setattr("virnucpro_core.lab.train.Recipe", lambda: FAST)
 
     def run(out: Path) -> tuple[int, list[str]]:
         words = COMMANDS[stage].replace("OUT", str(out)).split()
@@ -104,7 +103,7 @@ def test_full_disk_exits_1_with_a_sentence_and_goes_on_with_room(
     code, said = run(tmp_path / "whole")
     assert code == 0, said
     whole = written(tmp_path / "whole")
-    sizes = sorted(set(whole.values()) - {0}) or [1]
+    sizes = sorted(set(whole.values()) - {0})
     # from no room at all to room for all but the last byte of the largest file
     for size in sorted({0, sizes[0] - 1, sizes[len(sizes) // 2] // 2, sizes[-1] - 1}):
         out = tmp_path / f"at{size}"
@@ -121,6 +120,22 @@ def test_full_disk_exits_1_with_a_sentence_and_goes_on_with_room(
         code, said = run(out)
         assert code == 0, said
         assert set(written(out)) == set(whole)
+
+
+def test_full_disk_under_the_temporary_folder_exits_1_and_names_it(
+    names: dict[str, list[object]],
+    tmp_path: Path,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    fastas = ["--virus", *names["VIRUS"], "--other", *names["OTHER"]]
+    with room(1000):
+        code, _, err = run("evaluate", *fastas, *names["MODEL"], "--test-part", "--device", "cpu")
+    assert code == 1
+    assert err.startswith(f"virnucpro: {tmp_path}/")
+    assert "File too large; nothing finished is lost, mend that and run" in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words", [["--version"], ["predict", "--help"], ["models", "list"]])

@@ -21,9 +21,10 @@ from torch import Tensor
 import virnucpro_core as vnp
 from virnucpro_core.models import attention
 from virnucpro_core.models.attention import Layout, Positions, Rotary, alibi_slopes
-from virnucpro_core.models.encoder import load_into, renamed
-from virnucpro_core.models.esm2 import _FAIR_ESM, ESM2
+from virnucpro_core.models.esm2 import ESM2
+from virnucpro_core.models.layout import Stored, filled
 from virnucpro_core.models.precision import NORM_SCALE
+from virnucpro_core.published.formats import FAIR_ESM, Renamed
 from virnucpro_core.sequences.tokens import Tokens
 
 pytestmark = [
@@ -121,9 +122,9 @@ def esm2_pair(dim: int, heads: int, layers: int = 3) -> tuple[esm.model.esm2.ESM
             torch.nn.init.normal_(parameter, 1, 0.2)
         else:
             torch.nn.init.normal_(parameter, std=1 if "embed" in name else 1.5 / dim**0.5)
-    ours = ESM2(layers, dim, heads)
-    load_into(ours, renamed(theirs.state_dict(), _FAIR_ESM, layers), Path("random"))
-    return theirs.eval().cuda(), ours.eval().cuda()
+    state = Renamed(theirs.state_dict(), FAIR_ESM)
+    ours = filled(ESM2(layers, dim, heads), Stored(Path("random"), {}, state))
+    return theirs.eval().cuda(), ours.cuda()
 
 
 def fair_esm_embedding(model: esm.model.esm2.ESM2, protein: str) -> Tensor:

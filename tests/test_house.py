@@ -49,3 +49,15 @@ def test_the_face_of_the_package_is_imported_by_no_room() -> None:
                 or (PACKAGE / rest.partition(".")[0]).exists()
                 or (PACKAGE / f"{rest.partition('.')[0]}.py").exists()
             ), f"{path} imports {name}"
+
+
+def test_published_is_imported_by_its_commands_and_the_face_alone() -> None:
+    """What a run loads has no way to a pickle."""
+    published = PACKAGE / "published"
+    arrows = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if published not in path.parents
+        and any(name.startswith("virnucpro_core.published") for name in imports(path))
+    }
+    assert arrows == {"__init__.py", "cli/models.py"}

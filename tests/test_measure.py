@@ -19,7 +19,7 @@ from virnucpro_core.lab.benchmark import benchmark
 from virnucpro_core.lab.benchmark.lines import Line
 from virnucpro_core.lab.benchmark.plot import plot
 from virnucpro_core.lab.machine import machine
-from virnucpro_core.lab.profile import _shared_out, lines, profile
+from virnucpro_core.lab.profiling import _shared_out, lines, profile
 from virnucpro_core.models.store import Model
 
 CPU = torch.device("cpu")

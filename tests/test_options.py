@@ -201,7 +201,7 @@ def test_embed_options(
     out, blocks = tmp_path / "s.h5", tmp_path / "far" / "blocks"
     words = ["embed", tmp_path / "f.parquet", "--output", out, *model]
     options = ["--token-budget", 300, "--checkpoint-dir", blocks, "--precision", "bf16"]
-    monkeypatch.setattr("virnucpro_core.models.validations.NEEDED", ("bf16",))
+    monkeypatch.setattr("virnucpro_core.models.gate.NEEDED", ("bf16",))
     code, _, err = run(*words, *options)
     assert code == 2, "as fp8 is, where there is a GPU for it"
     assert "no passed validation in bf16" in err

@@ -53,36 +53,35 @@ def test_benchmark_options(ask: Callable[..., str], tmp_path: Path) -> None:
 
 @sees("train", "--virus", "--other", "--more-virus", "--more-other", "--output")
 @sees("train", "--window", "--seed", "--force")
+@pytest.mark.usefixtures("quick_training")
 def test_train_options(
-    ask: Callable[..., str],
-    run: Run,
-    three: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[..., str], run: Run, fastas: dict[str, Path], three: Path, tmp_path: Path
 ) -> None:
-    """Training takes hours, so it is told here what it would be given; test_train.py trains."""
-    asked: dict[str, Any] = {}
+    more = tmp_path / "more.fa"
+    more.write_text(three.read_text().replace(">c", ">m"))
+    words: list[object] = ["train", "--virus", fastas["virus"], "--other", fastas["other"]]
+    words += ["--more-virus", three, "--more-other", more]
 
-    def train(virus: object, other: object, out: object, **options: object) -> dict[str, Any]:
-        asked.update(virus=virus, other=other, out=out, **options)
-        return {"test": {}}
+    def trained(window: int, seed: int, *options: object) -> dict[str, Any]:
+        out = tmp_path / "models/own"
+        ask(*words, "--window", window, "--seed", seed, "--output", out, *options)
+        about: dict[str, Any] = json.loads((out / "model.json").read_text())
+        return about
 
-    monkeypatch.setattr("virnucpro_core.lab.train.train", train)
-    out = tmp_path / "models/own"
-    words: list[object] = ["train", "--virus", three, "--other", "o.fa", "--more-virus", "u.fa"]
-    words += ["--more-other", "w.fa"]
-    words += ["--window", 300, "--seed", 5, "--output", out]
-    ask(*words)
-    assert asked["virus"] == [three]
-    assert asked["other"] == [Path("o.fa")]
-    assert (asked["more_virus"], asked["more_other"]) == ([Path("u.fa")], [Path("w.fa")])
-    assert (asked["out"], asked["window"], asked["seed"]) == (out, 300, 5)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "model.json").write_text("{}")
-    code, _, err = run(*words)
+    own = trained(300, 5)
+    assert (own["name"], own["window"], own["training"]["seed"]) == ("own", 300, 5)
+    assert own["training"]["files"] == {
+        "virus": ["virus.fa"],
+        "other": ["other.fa"],
+        "more_virus": ["three.fa"],
+        "more_other": ["more.fa"],
+    }
+    code, _, err = run(*words, "--window", 300, "--output", tmp_path / "models/own")
     assert code == 2
     assert "holds a model already" in err
-    ask(*words, "--force")
+    again = trained(299, 6, "--force")
+    assert again["window"] == 299
+    assert again["weights"] != own["weights"]
 
 
 @sees("evaluate", "--virus", "--other", "--model", "--models-dir", "--test-part")

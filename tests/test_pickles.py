@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import pickle
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,28 @@ import torch
 from archives import archive, text
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
+from virnucpro_core.published.checkpoints import read_checkpoint, read_state_dict
+
+TORCHS = [
+    ("builtins", "bytearray"),
+    ("builtins", "complex"),
+    ("_codecs", "encode"),
+    ("collections", "Counter"),
+    ("torch", "FloatTensor"),
+    ("torch", "Tensor"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch.nn.parameter", "Parameter"),
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"),
+    ("torch._utils", "_rebuild_wrapper_subclass"),
+    ("torch._utils", "_rebuild_sparse_tensor"),
+    ("torch._utils", "_rebuild_qtensor"),
+    ("torch._utils", "_rebuild_parameter_with_state"),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"),
+]
+"""Names that torch's restricted loader calls; the first makes 12 GB of eight bytes."""
 
 
 @pytest.fixture
@@ -46,21 +68,21 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "the module's own imports": (b"cargparse\n_sys\n.", "argparse._sys"),
         "dotted name": (
             b"\x80\x04" + text("torch.nn") + text("Module.__init__.__globals__") + b"\x93.",
-            "torch.nn.Module.__init__.__globals__",
+            "STACK_GLOBAL",
         ),
         "dotted name under an allowed class": (
             b"\x80\x04" + text("argparse") + text("Namespace.__init__") + b"\x93.",
-            "argparse.Namespace.__init__",
+            "STACK_GLOBAL",
         ),
         "dotted module split elsewhere": (
             b"\x80\x04" + text("torch.nn.modules") + text("linear.Linear") + b"\x93.",
-            "torch.nn.modules.linear.Linear",
+            "STACK_GLOBAL",
         ),
         "STACK_GLOBAL": (
             b"\x80\x04" + text("os") + text("system") + b"\x93" + shell + b"\x85R.",
-            "os.system",
+            "STACK_GLOBAL",
         ),
-        "STACK_GLOBAL of no text": (b"\x80\x04K\x01K\x02\x93.", "names 1.2"),
+        "STACK_GLOBAL of no text": (b"\x80\x04K\x01K\x02\x93.", "STACK_GLOBAL"),
         "INST": (b"(" + shell + b"ios\nsystem\n.", "INST (os system)"),
         "OBJ": (b"(" + reference + shell + b"o.", "os.system"),
         "NEWOBJ of a function": (b"\x80\x02" + reference + shell + b"\x85\x81.", "os.system"),
@@ -90,6 +112,31 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
             b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",
             "keys are not",
         ),
+        "keys 100,000 deep": (b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"K\x01s.", "keys are not"),
+        "a set of keys that hash for ever": (
+            b"\x80\x02c__builtin__\nset\n](K\x01" + b"q\x00h\x00\x86" * 60 + b"e\x85R.",
+            "keys are not",
+        ),
+        "a long list made a set again and again": (
+            b"\x80\x02c__builtin__\nset\nq\x00]("
+            + b"K\x01" * 100_000
+            + b"eq\x01"
+            + b"h\x00h\x01\x85R" * 100_000
+            + b".",
+            "more than it has bytes",
+        ),
+        "a large state set again and again": (
+            b"\x80\x02cargparse\nNamespace\n)\x81q\x00}("
+            + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(50_000))
+            + b"uq\x01"
+            + b"bh\x01" * 100_000
+            + b"b.",
+            "more than it has bytes",
+        ),
+        **{
+            f"torch's own {name}": (f"c{module}\n{name}\n.".encode(), f"{module}.{name}")
+            for module, name in TORCHS
+        },
         "underflow": (b"\x80\x02R.", "malformed"),
         "unknown memo": (b"\x80\x02h\x07.", "malformed"),
         "unknown opcode": (b"\x80\x02\xff.", "malformed"),

@@ -15,15 +15,15 @@ import pytest
 from sample import Sample
 from tiny import write_tiny_model
 
+import virnucpro_core as vnp
 from virnucpro_core.errors import MachineError
-from virnucpro_core.models.checkpoints import read_state_dict, read_weight_map
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
-from virnucpro_core.models.encoder import folder_config
 from virnucpro_core.models.esm2 import load_esm2
+from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import resolve_model, verify
-from virnucpro_core.models.validations import STORED, passed
 from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -64,7 +64,7 @@ def readers(sample: Sample, folder: Path) -> dict[str, Callable[[], object]]:
         "nucleotide": lambda: load_dnabert_s(model.nucleotide),
         "protein": lambda: load_esm2(model.protein),
         "safetensors": lambda: load_classifier(model.classifier),
-        "checkpoint": lambda: load_classifier(ORIGINAL),
+        "checkpoint": lambda: vnp.load_classifier(ORIGINAL),
         "index": lambda: read_weight_map(index),
         "tokenizer": lambda: NucleotideTokenizer(model.nucleotide / "tokenizer.json"),
     }
@@ -85,7 +85,8 @@ def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path)
     for file, read in (
         ("in.fa", lambda path: list(read_fasta([path]))),
-        ("a/config.json", lambda path: folder_config(path.parent)),
+        ("a/config.json", lambda path: load_esm2(path.parent)),
+        ("e/config.json", lambda path: vnp.load_dnabert_s(path.parent)),
         ("b/tokenizer.json", NucleotideTokenizer),
         ("c.pth", read_state_dict),
         ("d.index.json", read_state_dict),

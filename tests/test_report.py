@@ -15,7 +15,7 @@ from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.results.calls import CALLS, REASONS
-from virnucpro_core.results.figures import Scores
+from virnucpro_core.results.figures import ScoreGrid
 from virnucpro_core.results.report import LISTED, write_report
 from virnucpro_core.schema import CONTIGS
 
@@ -284,7 +284,7 @@ def test_figures_count_every_scored_contig() -> None:
     lengths = np.exp(rng.normal(8, 2, 5000)).astype(np.int64)
     scores = rng.random(5000, np.float32)
     scores[:2] = 0, 1
-    scored = Scores()
+    scored = ScoreGrid()
     for part in np.array_split(np.arange(5000), 7):
         scored.add(lengths[part], scores[part], scores[part] > 0.6)
     for figure in (scored.histogram(), scored.scatter()):

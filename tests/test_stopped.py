@@ -17,8 +17,10 @@ import pyarrow as pa
 import pytest
 import torch
 from test_cli import assert_refused, virnucpro
+from tiny import write_tiny_model
 
 from virnucpro_core import cli
+from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.errors import GpuMemoryError, InputError, out_of_memory
 from virnucpro_core.models.store import Model, list_models, resolve_model, verify
 from virnucpro_core.results.classify import classify
@@ -144,7 +146,8 @@ def test_stopped_before_its_last_file_has_made_no_model_and_makes_it_when_run_ag
 ) -> None:
     if command == "train":
         words = f"train --virus {fastas['virus']} --other {fastas['other']} -o {tmp_path}/m/own"
-        words += " --device cpu"
+        words += " --device cpu --force"
+        write_tiny_model(tmp_path / "m", "own")
     else:
         words = f"models import own --models-dir {tmp_path}/m --dnabert-s {tiny.nucleotide}"
         words += f" --esm2 {tiny.protein} --classifier {tiny.classifier}"
@@ -206,18 +209,98 @@ def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:
     assert run.returncode == 0
 
 
+def assert_short_of_memory(kilobytes: int, words: list[object], out: Path) -> None:
+    """With so much address space a command does its work, or says that it is too little."""
+    command = [sys.executable, "-m", "virnucpro_core.cli", *map(str, words)]
+    limited = ["bash", "-c", f'ulimit -v {kilobytes}; exec "$@"', "bash", *command]
+    run = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=120)
+    if kilobytes > 2_500_000 and run.returncode == 0:
+        return
+    says = r"^virnucpro: .*memory ran out; nothing finished is lost, run the same"
+    assert_refused(run, 75, says)
+    assert kilobytes > 2_500_000 or not out.exists()
+
+
 @pytest.mark.parametrize("kilobytes", [400_000, 1_500_000, 2_500_000])
 def test_memory_that_runs_out_is_one_sentence_and_exit_code_75(
     kilobytes: int, edge: Path, tmp_path: Path
 ) -> None:
-    """What C++ and Rust abort at, with the last megabytes, is left out: see docs/usage.md."""
-    words = f"-m virnucpro_core.cli predict {edge} -o {tmp_path}/out --model mini"
-    command = f"ulimit -v {kilobytes}; exec {sys.executable} {words}"
-    run = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120
+    words = ["predict", edge, "-o", tmp_path / "out", "--model", "mini"]
+    assert_short_of_memory(kilobytes, words, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kilobytes", [110_000, 150_000])
+def test_memory_that_ends_a_library_while_it_loads_is_one_sentence_and_exit_code_75(
+    kilobytes: int, edge: Path, tmp_path: Path
+) -> None:
+    """OpenBLAS ends the process with a line and code of its own."""
+    assert_short_of_memory(kilobytes, ["split", edge, "-o", tmp_path / "out"], tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_memory_of_whatever_size_is_enough_or_said_to_be_too_little(
+    command: str, edge: Path, edge_frames: Path, model: list[object], tmp_path: Path
+) -> None:
+    given = {"predict": edge, "embed": edge_frames}[command]
+    for kilobytes in range(2_900_000, 5_000_000, 70_000):
+        out = tmp_path / str(kilobytes)
+        assert_short_of_memory(kilobytes, [command, given, "-o", out, *model], out)
+
+
+NO_ROOM_FOR_A_THREAD = """
+import mmap, resource, threading
+from virnucpro_core.embedding.prefetch import prefetch
+pages, taken, start = int(open("/proc/self/statm").read().split()[0]), [], threading.Thread.start
+def start_with_the_last_memory(thread):
+    stack, size = mmap.mmap(-1, 8260 << 10), 1 << 20
+    while size >= 16:
+        try:
+            taken.append(bytes(size))
+        except MemoryError:
+            size //= 2
+    stack.close()
+    start(thread)
+threading.Thread.start = start_with_the_last_memory
+resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + (10 << 20), -1))
+try:
+    next(prefetch([1]))
+except OSError:
+    print("refused")
+"""
+"""The thread has its stack, and nothing for its first allocation."""
+
+
+def test_memory_that_is_too_little_for_a_thread_is_an_error_and_no_wait_for_ever() -> None:
+    code = [sys.executable, "-c", NO_ROOM_FOR_A_THREAD]
+    run = subprocess.run(code, capture_output=True, text=True, check=False, timeout=60)
+    assert run.stdout == "refused\n", run.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_memory_that_ends_the_thread_ahead_without_a_word_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def put(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("queue.Queue.put", put)
+    with pytest.raises(MemoryError):
+        next(prefetch([1]))
+
+
+def test_tokenizer_starts_no_threads_that_could_lack_memory() -> None:
+    path = resolve_model("mini").nucleotide / "tokenizer.json"
+    code = (
+        "import os\nfrom pathlib import Path\n"
+        "from virnucpro_core.sequences.tokens import NucleotideTokenizer\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        f"NucleotideTokenizer(Path({str(path)!r}))(['ACGT' * 100] * 100)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)"
     )
-    assert_refused(run, 75, r"^virnucpro: .*memory ran out; nothing finished is lost, run the same")
-    assert not (tmp_path / "out").exists()
+    env = {key: value for key, value in os.environ.items() if key != "TOKENIZERS_PARALLELISM"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env)
+    assert run.stdout == b"0\n"
 
 
 @pytest.mark.parametrize(

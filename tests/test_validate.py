@@ -19,9 +19,9 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.lab.validate import sample_frames, validate
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.float8 import Float8Linear
+from virnucpro_core.models.gate import LEAST_FRAMES, STORED, passed, require
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model, resolve_model
-from virnucpro_core.models.validations import LEAST_FRAMES, STORED, passed, require
 from virnucpro_core.sequences.translate import translate
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def own(tmp_path: Path) -> Model:
 @pytest.fixture
 def halves(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if bf16 needed a validation, which fp8 does where there is a GPU for it."""
-    monkeypatch.setattr("virnucpro_core.models.validations.NEEDED", ("bf16",))
+    monkeypatch.setattr("virnucpro_core.models.gate.NEEDED", ("bf16",))
 
 
 def test_sample_is_spread_over_lengths_and_contigs(edge_frames: Path) -> None:
@@ -198,7 +198,7 @@ def test_validation_in_a_folder_that_cannot_be_written_is_said(
     def refuse(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("virnucpro_core.models.validations.written_aside", refuse)
+    monkeypatch.setattr("virnucpro_core.lab.validate.written_aside", refuse)
     assert not validate(edge_frames, own, "fp16", device=CPU, sample=LEAST_FRAMES).misses
     assert "cannot be written (Permission denied)" in caplog.text
     assert "--models-dir" in caplog.text

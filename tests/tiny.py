@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import hugging_face
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from virnucpro_core.lab.export import write_dnabert_s, write_esm2
+from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.train import Recipe
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.models.store import Model
 from virnucpro_core.sequences.translate import translate
 
 WINDOW = 300
@@ -31,31 +31,41 @@ ENDS = {"virus": "AT", "other": "GC"}
 """Third bases of the codons: nothing else tells the made-up viruses from the others."""
 
 
+def tokenizer() -> str:
+    """A tokenizer.json of 64 ids."""
+    bpe = Tokenizer(models.BPE(unk_token="[UNK]"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = [f"{a}{b}{c}{a}ACGT{b}{c}" for a in "ACGT" for b in "ACGT" for c in "ACGT"]
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=SPECIAL, show_progress=False)
+    bpe.train_from_iterator(text, trainer)
+    bpe.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return bpe.to_str()
+
+
 def save_esm2(folder: Path, layers: int = 2, dim: int = 32, heads: int = 4) -> None:
-    write_esm2(folder, ESM2(layers, dim, heads))
+    """A Hugging Face folder of an ESM-2."""
+    hugging_face.save_esm2(folder, ESM2(layers, dim, heads))
 
 
 def save_dnabert_s(folder: Path, layers: int = 2, dim: int = 24, heads: int = 3) -> None:
-    write_dnabert_s(folder, DNABERTS(64, layers, dim, heads, 40))
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    text = [f"{a}{b}{c}{a}ACGT{b}{c}" for a in "ACGT" for b in "ACGT" for c in "ACGT"]
-    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(text, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
+    """A Hugging Face folder of a DNABERT-S."""
+    hugging_face.save_dnabert_s(folder, DNABERTS(64, layers, dim, heads, 40))
+    (folder / "tokenizer.json").write_text(tokenizer())
 
 
 def write_tiny_model(root: Path, name: str = "tiny", seed: int = 0) -> Model:
     """Write `root/name`, a complete model folder."""
     torch.manual_seed(seed)
-    folder = root / name
-    save_dnabert_s(folder / "dnabert_s")
-    save_esm2(folder / "esm2")
-    save_file(MLPClassifier(56, 8).state_dict(), folder / "classifier.safetensors")
-    return write_model(folder, name, WINDOW, 56)
+    return write_modules(
+        root / name,
+        WINDOW,
+        dnabert_s=DNABERTS(64, 2, 24, 3, 40),
+        esm2=ESM2(2, 32, 4),
+        classifier=MLPClassifier(56, 8),
+        tokenizer=tokenizer(),
+    )
 
 
 def repeated_frames(fasta: Path, folder: Path, times: int) -> Path:

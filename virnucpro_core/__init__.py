@@ -16,10 +16,8 @@ from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.version import __version__
 
 if TYPE_CHECKING:
-    from virnucpro_core.models.classifier import load_classifier
-    from virnucpro_core.models.dnabert_s import load_dnabert_s
-    from virnucpro_core.models.esm2 import load_esm2
     from virnucpro_core.one_process import predict
+    from virnucpro_core.published.formats import load_classifier, load_dnabert_s, load_esm2
 
 __all__ = [
     "InputError",
@@ -32,9 +30,9 @@ __all__ = [
 ]
 
 _LAZY = {
-    "load_classifier": "virnucpro_core.models.classifier",
-    "load_dnabert_s": "virnucpro_core.models.dnabert_s",
-    "load_esm2": "virnucpro_core.models.esm2",
+    "load_classifier": "virnucpro_core.published.formats",
+    "load_dnabert_s": "virnucpro_core.published.formats",
+    "load_esm2": "virnucpro_core.published.formats",
     "predict": "virnucpro_core.one_process",
 }
 

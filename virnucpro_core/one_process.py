@@ -20,9 +20,9 @@ from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
+from virnucpro_core.models.gate import require
 from virnucpro_core.models.store import Model, resolve_model
-from virnucpro_core.models.validations import require
-from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, check_min_viral_fraction
+from virnucpro_core.results.calls import check_min_viral_fraction
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
 from virnucpro_core.results.report import write_report
@@ -43,7 +43,7 @@ class Settings(TypedDict):
     """What calls are made with, beside the scores."""
 
     sample: str
-    min_viral_fraction: float
+    min_viral_fraction: float | None
 
 
 def predict(
@@ -55,7 +55,7 @@ def predict(
     devices: str = "auto",
     precision: str | None = None,
     force: bool = False,
-    min_viral_fraction: float = MIN_VIRAL_FRACTION,
+    min_viral_fraction: float | None = None,
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
 
@@ -97,12 +97,18 @@ def predict(
             if scores is not None:
                 logger.info("%s: calling again from the scores kept there", out)
                 split(paths, work, given=given, force=True)
-                table = call(scores, work / "contigs.parquet", out, given, **settings)
+                contigs = work / "contigs.parquet"
+                table = call(scores, contigs, out, given, rule=chosen.rule, **settings)
             else:
                 frames, shard, embeddings = (
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
-                translate(split(paths, work, given=given, force=True), frames, chosen.window)
+                translate(
+                    split(paths, work, given=given, force=True),
+                    frames,
+                    chosen.window,
+                    runs=chosen.rule is not None,
+                )
                 embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
                 merge([shard], [frames], embeddings)
                 contigs = work / "contigs.parquet"

@@ -25,7 +25,7 @@ from virnucpro_core.files import blame_machine
 from virnucpro_core.schema import FRAMES, INVENTORY
 
 FRAME_FORMAT = "1"
-ROWS = 65_536
+BATCH_ROWS = 65_536
 _SUMS = "virnucpro.crc32"
 
 
@@ -171,7 +171,7 @@ def frame_meta(path: Path) -> FrameMeta:
 
 
 def frame_batches(
-    path: Path, columns: Sequence[str] | None = None, rows: int = ROWS
+    path: Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
     """Stream a frame table in row order, `rows` at a time; InputError when the file is none."""
     table = _open_frames(path)

@@ -16,7 +16,8 @@ FRAMES = pa.schema(
         ("protein", pa.string()),
     ]
 )
-"""One row a stop-free frame; start, end: 0-based, half-open, on the contig's forward strand."""
+"""One row a stop-free frame; start, end: 0-based, half-open, on the contig's forward strand. A
+frame in lower case is the longest run of codons without a stop, in a window that has no frame."""
 
 INVENTORY = pa.schema(
     [
@@ -49,15 +50,18 @@ CONTIGS = pa.schema(
         ("viral_fraction", pa.float32()),
         ("max_virus_score", pa.float32()),
         ("mean_virus_score", pa.float32()),
+        ("score", pa.float32()),
         ("call", pa.string()),
         ("reason", pa.string()),
     ]
 )
 """One row a contig, in input order. viral_fraction is viral_windows over the windows that have a
-frame; a window's virus score is the highest of its frames; the three are null for a no_call."""
+score; a window's virus score is the highest of its frames; the three are null for a no_call.
+score: probability by the model's own rule, null where it has none."""
 
 WINDOWS = (
     *("window_id", "contig", "window", "start", "end", "frames"),
     *("score_other", "score_virus", "call"),
 )
-"""One row a window, in order; scores are the highest of its frames."""
+"""One row a window, in order; scores are the highest of its frames, or with 0 frames those of its
+longest run of codons, where the model reads such."""

@@ -115,7 +115,7 @@ def profile(
 ) -> None:
     """Break one `embed` run into its stages and, on a GPU, its kernels and idle time."""
     from virnucpro_core.embedding.devices import default_precision, parse_devices
-    from virnucpro_core.lab.profile import lines, profile
+    from virnucpro_core.lab.profiling import lines, profile
     from virnucpro_core.models.store import resolve_model
 
     place = parse_devices(device)[0]
@@ -135,6 +135,9 @@ def train(
     more_other: MoreOther = None,
     window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Sizes and schedule, as TOML; default: those of mini.")
+    ] = None,
     device: Device = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Replace the model that is there.")
@@ -142,8 +145,9 @@ def train(
 ) -> None:
     """Train a small model from labelled FASTA, as the shipped `mini` was."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.lab.train import train
+    from virnucpro_core.lab.train import MINI, Recipe, train
 
+    chosen = Recipe.read(recipe or MINI)
     place = str(parse_devices(device)[0])
     if (output / "model.json").exists() and not force:
         raise InputError(
@@ -160,6 +164,7 @@ def train(
             window=window,
             seed=seed,
             device=place,
+            recipe=chosen,
         )
     typer.echo(json.dumps(record["test"], indent=2))
 

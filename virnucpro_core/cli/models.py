@@ -36,7 +36,7 @@ def models_fetch(
     esm2_revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
 ) -> None:
     """Fetch a published model into the models folder, checked and hashed."""
-    from virnucpro_core.models.fetch import fetch_model
+    from virnucpro_core.published.fetch import fetch_model
 
     model = fetch_model(
         name,
@@ -57,8 +57,8 @@ def models_import(
     models_dir: ModelsDir = None,
     window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
 ) -> None:
-    """Copy a model's files into the models folder, checked and hashed."""
-    from virnucpro_core.models.store import import_model
+    """Bring a model's parts into the models folder, checked and hashed."""
+    from virnucpro_core.published.imports import import_model
 
     model = import_model(
         name,

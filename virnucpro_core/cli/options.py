@@ -66,8 +66,11 @@ DeviceClassOption = Annotated[
     DeviceClass, typer.Option(help="With --model: a piece keeps such a device 10 minutes busy.")
 ]
 MinViralFraction = Annotated[
-    float,
-    typer.Option(help="Share of a contig's windows with a frame that makes it a virus; above 0."),
+    float | None,
+    typer.Option(
+        help="Share of a contig's windows with a score that makes it a virus; above 0. Default: "
+        "the model's own rule, or 0.5 for one that has none."
+    ),
 ]
 
 

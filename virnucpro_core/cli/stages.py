@@ -42,7 +42,7 @@ def predict(
             help="Replace results and work of another input there; run fp8 without a validation.",
         ),
     ] = False,
-    min_viral_fraction: MinViralFraction = 0.5,
+    min_viral_fraction: MinViralFraction = None,
 ) -> None:
     """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
     from virnucpro_core.one_process import predict
@@ -87,13 +87,19 @@ def translate(
     fasta: OneFasta,
     output: Output,
     window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
-    model: Annotated[str | None, typer.Option(help="Take the window from this model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Take both from this model.")] = None,
     models_dir: ModelsDir = None,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Read windows without a frame by their longest run.")
+    ] = False,
     fasta_dir: Annotated[
         Path | None, typer.Option(help="Also write the original's three FASTA files here.")
     ] = None,
 ) -> None:
-    """Cut contigs into windows and keep the stop-free ones of their six frames."""
+    """Cut contigs into windows and keep the stop-free ones of their six frames.
+
+    Of a window without any, its longest run of codons, where the model reads such.
+    """
     from virnucpro_core.sequences.translate import translate
 
     if (window is None) == (model is None):
@@ -101,9 +107,10 @@ def translate(
     if model is not None:
         from virnucpro_core.models.store import resolve_model
 
-        window = resolve_model(model, models_dir).window
+        chosen = resolve_model(model, models_dir)
+        window, runs = chosen.window, chosen.rule is not None
     assert window is not None
-    translate([fasta], output, window, fasta_dir)
+    translate([fasta], output, window, fasta_dir, runs=runs)
 
 
 @app.command()
@@ -176,7 +183,7 @@ def classify(
     model: ModelName,
     models_dir: ModelsDir = None,
     sample: Annotated[str | None, typer.Option(help="Name for the report.")] = None,
-    min_viral_fraction: MinViralFraction = 0.5,
+    min_viral_fraction: MinViralFraction = None,
     force: Replace = False,
 ) -> None:
     """Score frames and call windows and contigs."""

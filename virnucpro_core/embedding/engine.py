@@ -27,7 +27,7 @@ from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.journal import Finished, row_writer
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
-from virnucpro_core.embedding.shards import FORMAT, EmbeddingFile, Origin, create_shard, seal
+from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
@@ -39,9 +39,9 @@ from virnucpro_core.errors import (
 )
 from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
 from virnucpro_core.models.attention import numerics
+from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
-from virnucpro_core.models.validations import require
 from virnucpro_core.parquet import FrameMeta, frame_meta
 from virnucpro_core.progress import Progress
 from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
@@ -96,7 +96,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     if device == "cpu" and rank == 0:
         seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
         if seconds >= LONG:
-            logger.warning("the CPU does the work, and takes about %s", in_words(seconds))
+            logger.warning("the CPU does the work, and takes %s", in_words(seconds))
     run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
     with written_aside(job.folder / f"used{rank}.json") as aside:
@@ -266,7 +266,9 @@ def embed(
             f"translate with --window {model.window}."
         )
     origin = origin_of(model, precision)
-    key = hashlib.sha256(json.dumps([FORMAT, meta.digest, vars(origin)], sort_keys=True).encode())
+    key = hashlib.sha256(
+        json.dumps([SHARD_FORMAT, meta.digest, vars(origin)], sort_keys=True).encode()
+    )
     with _workplace(output, checkpoint_dir, key.hexdigest()[:16]) as folder:
         if _finished(output, origin, meta, force=force):
             logger.info("%s is complete already", output)

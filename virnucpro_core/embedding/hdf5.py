@@ -126,7 +126,7 @@ def _crc(file: int, size: int, places: Iterable[tuple[int, int]]) -> int:
     return crc
 
 
-def _check(path: Path) -> None:
+def _check_crc(path: Path) -> None:
     """ValueError unless a file is as it was laid out."""
     with path.open("rb", buffering=0) as file:
         block = file.read(_BLOCK)
@@ -210,7 +210,7 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     to be `judged`.
     """
     with judged(path):
-        _check(path)
+        _check_crc(path)
         file = h5py.File(path, "r", locking=False)
     with file:
         yield file

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro_core.embedding.hdf5 import judged, open_h5, write_at
+from virnucpro_core.embedding.schedule import Rows
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.errors import need_room
 from virnucpro_core.files import blamed, written_aside
 
 logger = logging.getLogger("virnucpro.embed")
 
-Rows = NDArray[np.int64]
 Checksums = NDArray[np.uint32]
 
 FLUSH_BYTES = 64 << 20

@@ -57,7 +57,7 @@ def _pair(shards: Sequence[Path], frames: Sequence[Path]) -> list[EmbeddingFile]
     return list(paired.values())
 
 
-def _check(shard: EmbeddingFile, frames: Path, first: EmbeddingFile) -> None:
+def _check_shard(shard: EmbeddingFile, frames: Path, first: EmbeddingFile) -> None:
     if shard.origin != first.origin or shard.dim != first.dim:
         raise InputError(
             f"{shard.path}: made with {shard.origin.model} in {shard.origin.precision}, but "
@@ -83,7 +83,9 @@ def _relative(source: Path, folder: Path) -> str:
     return os.path.relpath(source.resolve(), folder.resolve())
 
 
-def _write(path: Path, shards: Sequence[EmbeddingFile], frames: Sequence[Path], copy: bool) -> None:
+def _write_merged(
+    path: Path, shards: Sequence[EmbeddingFile], frames: Sequence[Path], copy: bool
+) -> None:
     """Join shards, in order, into one file: virtual datasets over them, or a copy."""
     rows, dim, origin = sum(shard.rows for shard in shards), shards[0].dim, shards[0].origin
     names = [_relative(shard.path, path.parent) for shard in shards]
@@ -137,8 +139,8 @@ def merge(
     keep_apart(output, [*shards, *frames])
     paired = _pair(shards, frames)
     for shard, table in zip(paired, frames, strict=True):
-        _check(shard, table, paired[0])
-    _write(output, paired, frames, copy)
+        _check_shard(shard, table, paired[0])
+    _write_merged(output, paired, frames, copy)
     rows: int = sum(shard.rows for shard in paired)
     logger.info("%d embeddings of %d shards", rows, len(paired))
     return rows

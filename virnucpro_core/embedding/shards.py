@@ -22,12 +22,12 @@ from virnucpro_core.files import written_aside
 from virnucpro_core.parquet import frame_batches
 from virnucpro_core.version import __version__
 
-FORMAT = "2"
+SHARD_FORMAT = "2"
 
 Used = dict[str, str | int]
 """Device, precision and peak of memory of a process that embedded."""
 
-ROWS = 4096
+CHUNK_ROWS = 4096
 """Ids in one HDF5 chunk, and embeddings read at a time."""
 
 USED_BYTES = 16_384
@@ -52,7 +52,7 @@ class Origin:
         file.attrs.update(
             {
                 **vars(self),
-                "format": FORMAT,
+                "format": SHARD_FORMAT,
                 "weights": json.dumps(self.weights, sort_keys=True),
                 "version": __version__,
                 "complete": True,
@@ -62,8 +62,8 @@ class Origin:
     @classmethod
     def read(cls, file: h5py.File) -> Origin:
         attrs = file.attrs
-        if attrs["format"] != FORMAT:
-            raise ValueError(f"it is of format {attrs['format']!r}, not {FORMAT}")
+        if attrs["format"] != SHARD_FORMAT:
+            raise ValueError(f"it is of format {attrs['format']!r}, not {SHARD_FORMAT}")
         return cls(
             model=str(attrs["model"]),
             weights=dict(json.loads(attrs["weights"])),
@@ -98,7 +98,7 @@ def lay_out_rows(
         contiguous(file, "checksum", (rows,), "<u4")
         contiguous(file, "used", (USED_BYTES,), "u1")
         kind = h5py.string_dtype("utf-8", max(1, width))
-        packed = {"chunks": (min(rows, ROWS),), "compression": 1}
+        packed = {"chunks": (min(rows, CHUNK_ROWS),), "compression": 1}
         ids = file.create_dataset("frame_id", (rows,), kind, **(packed if rows else {}))
         at = 0
         for batch in _ids(frames):
@@ -266,7 +266,7 @@ class EmbeddingFile:
     def digests(self) -> tuple[str, ...]:
         return tuple(source.digest for source in self.sources)
 
-    def parts(self, rows: int = ROWS) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    def parts(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """Ids and embeddings of all sources in row order, at most `rows` at a time."""
         for source in self.sources:
             with open_h5(source.path) as file:

@@ -70,45 +70,67 @@ def residues(strand: Codes, shift: int) -> Codes:
 
 
 class Reading(NamedTuple):
-    """What was read of some windows: their numbers, bases (N, W) and residues' ids (N, R)."""
+    """What was read of some windows.
+
+    window: their numbers. bases: (N, W), what the nucleotide encoder gets. residues: ids of the
+    codons from base `shift` on, (N, R), with those of stops. run: the codons [begin, end) that the
+    protein encoder gets, (N, 2).
+    """
 
     window: Int64Array
     bases: Codes
+    shift: int
     residues: Codes
+    run: Int64Array
 
 
-def read_frames(windows: Codes, rng: np.random.Generator) -> Iterator[Reading]:
-    """One stop-free frame of each window (N, W), at random; of one without any, a strand.
+def longest_run(ids: Codes) -> Int64Array:
+    """The first longest run [begin, end) of each row without a stop: int64 (N, 2)."""
+    at = np.arange(1, ids.shape[1] + 1)
+    length = at - np.maximum.accumulate(np.where(ids == _STOP, at, 0), axis=1)
+    if not ids.shape[1]:
+        return np.zeros((len(ids), 2), np.int64)
+    last = length.argmax(1)
+    return np.stack([last + 1 - length[np.arange(len(ids)), last], last + 1], 1)
 
-    Slices are `stop_free_frames`'s; a strand comes without residues.
+
+def read_frames(
+    windows: Codes, rng: np.random.Generator, closed_share: float = 1.0
+) -> Iterator[Reading]:
+    """One stop-free frame of each window (N, W), at random; of one without any, its longest run.
+
+    Both are `stop_free_frames`'s. Of the windows without any, a share is read at all.
     """
     number, width = windows.shape
     strands = (windows, 3 - windows[:, ::-1])
     readings = [(strand, f, residues(strand, f)) for strand in strands for f in range(3)]
     is_open = np.stack([(r != _STOP).all(1) & (r.shape[1] > 0) for _, _, r in readings], 1)
-    lot = rng.random((number, 6)) * is_open
-    chosen = np.where(is_open.any(1), lot.argmax(1), 6 + rng.integers(0, 2, number))
+    chosen = (rng.random((number, 6)) * is_open).argmax(1)
+    closed = np.flatnonzero(~is_open.any(1))
+    closed = closed[rng.random(len(closed)) < closed_share]
+    runs = np.stack([longest_run(ids[closed]) for _, _, ids in readings], 1)
+    length = runs[..., 1] - runs[..., 0]
+    chosen[closed] = length.argmax(1)
+    run_of = np.zeros((number, 2), np.int64)
+    run_of[closed] = runs[np.arange(len(closed)), chosen[closed]]
     for frame, (strand, shift, ids) in enumerate(readings):
-        at = np.flatnonzero(chosen == frame)
+        at = np.flatnonzero(is_open.any(1) & (chosen == frame))
         end = min(width, shift + 3 * ids.shape[1] + 1)
-        yield Reading(at, strand[at, shift:end], ids[at])
-    for side, strand in enumerate(strands):
-        at = np.flatnonzero(chosen == 6 + side)
-        yield Reading(at, strand[at], np.empty((len(at), 0), np.uint8))
+        whole = np.tile([0, ids.shape[1]], (len(at), 1))
+        yield Reading(at, strand[at, shift:end], 0, ids[at], whole)
+        at = closed[(chosen[closed] == frame) & (length.max(1) > 0)]
+        yield Reading(at, strand[at], shift, ids[at], run_of[at])
 
 
 def _mutated(reading: Reading, share: float, rng: np.random.Generator) -> Reading:
     """Replace up to twice `share` of each row's bases, but by none that makes a stop codon."""
-    bases = reading.bases
+    bases, old = reading.bases, reading.residues
     hit = rng.random(bases.shape, np.float32) < rng.uniform(0, 2 * share, (len(bases), 1))
     new = np.where(hit, rng.integers(0, 4, bases.shape, np.uint8), bases)
-    count = reading.residues.shape[1]
-    if not count:
-        return reading._replace(bases=new)
-    ids = residues(new[:, : 3 * count], 0)
-    stops = np.repeat(ids == _STOP, 3, axis=1)
-    new[:, : 3 * count] = np.where(stops, bases[:, : 3 * count], new[:, : 3 * count])
-    return reading._replace(bases=new, residues=residues(new[:, : 3 * count], 0))
+    coding = slice(reading.shift, reading.shift + 3 * old.shape[1])
+    stops = (residues(new[:, coding], 0) == _STOP) | (old == _STOP)
+    new[:, coding] = np.where(np.repeat(stops, 3, axis=1), bases[:, coding], new[:, coding])
+    return reading._replace(bases=new, residues=residues(new[:, coding], 0))
 
 
 class Masked(NamedTuple):
@@ -148,14 +170,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How windows become examples; all numbers are shares or mean shares."""
+    """How windows become examples, see `mini.toml`; all numbers are shares or mean shares."""
 
-    noise: float = 0.05  # of the bases, replaced at random
-    mask: float = 0.15  # of the tokens, hidden
-    hide_nucleotide: float = 0.2  # of the frames, whose protein has to do alone
-    hide_protein: float = 0.15  # and the reverse
-    frameless: float = 0.3  # of the windows without a frame, kept for the nucleotides alone
-    shuffled: float = 0.04  # of the windows: letters in random order, which is no virus
+    noise: float
+    mask: float
+    hide_nucleotide: float
+    hide_protein: float
+    hide_run: float
+    closed: float
+    shuffled: float
 
 
 @dataclass(frozen=True)
@@ -177,7 +200,7 @@ class Batches(Dataset[Batch]):
     def _widths(self, rng: np.random.Generator) -> list[tuple[int, int, float]]:
         """Numbers of windows, their width and how many times more of them are shuffled: two in
         three as in use, the others of a few widths each, down to a few codons."""
-        count = int(self.size * 1.6)
+        count = int(self.size * 1.3)
         short = [int(width) for width in rng.uniform(0.2 * self.window, self.window, 4)]
         least = [int(width) for width in np.exp(rng.uniform(np.log(9), np.log(self.window), 4))]
         return [
@@ -193,6 +216,7 @@ class Batches(Dataset[Batch]):
         texts: list[str] = []
         proteins: list[Codes] = []
         kinds: list[int] = []
+        runs: list[bool] = []
         for count, width, times in self._widths(rng):
             drawn = np.searchsorted(self._edges, rng.random(count) * self._edges[-1], "right")
             drawn = drawn[corpus.length[drawn] >= width]
@@ -202,23 +226,19 @@ class Batches(Dataset[Batch]):
             mixed = rng.random(len(drawn)) < how.shuffled * times
             windows[mixed] = rng.permuted(windows[mixed], axis=1)
             kind[mixed] = -1
-            for reading in read_frames(windows, rng):
-                if not reading.residues.shape[1]:
-                    keep = np.flatnonzero(rng.random(len(reading.window)) < how.frameless)
-                    reading = Reading(
-                        reading.window[keep], reading.bases[keep], reading.residues[keep]
-                    )
+            for reading in read_frames(windows, rng, how.closed):
                 reading = _mutated(reading, how.noise, rng)
                 text = letters(reading.bases).decode()
                 size = reading.bases.shape[1]
                 texts += [text[i * size : (i + 1) * size] for i in range(len(reading.window))]
-                proteins += list(reading.residues)
+                both = zip(reading.residues, reading.run, strict=True)
+                proteins += [ids[begin:end] for ids, (begin, end) in both]
                 kinds += kind[reading.window].tolist()
+                runs += (np.diff(reading.run)[:, 0] < reading.residues.shape[1]).tolist()
         order = rng.permutation(len(texts))[: self.size]
-        lot = rng.random(len(order))
-        alone = [bool(len(proteins[i])) for i in order]  # only with a protein can bases be hidden
-        hide_bases = (lot < how.hide_nucleotide) & np.array(alone, np.bool_)
-        hide_protein = lot > 1 - how.hide_protein
+        lot, is_run = rng.random(len(order)), np.array(runs, np.bool_)[order]
+        hide_bases = (lot < how.hide_nucleotide) & ~is_run
+        hide_protein = lot > 1 - np.where(is_run, how.hide_run, how.hide_protein)
         bases = ["" if hide else texts[i] for i, hide in zip(order, hide_bases, strict=True)]
         none = np.empty(0, np.uint8)
         chains = [

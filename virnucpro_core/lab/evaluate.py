@@ -21,18 +21,17 @@ from virnucpro_core.lab.corpus import group_of, header_kind
 from virnucpro_core.lab.curves import plot
 from virnucpro_core.lab.heldout import (
     Labelled,
-    Scored,
+    call_windows,
     figures,
     frame_scores,
     score_contigs,
-    score_windows,
     usable_frames,
 )
-from virnucpro_core.lab.metrics import FIGURES, REPLICATES, Float64Array, Items, curve
+from virnucpro_core.lab.metrics import FIGURES, REPLICATES, Items, curve
 from virnucpro_core.lab.othertool import Table
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.store import Model
-from virnucpro_core.results.calls import BoolArray
+from virnucpro_core.results.calls import BoolArray, WindowCalls
 from virnucpro_core.sequences.windows import Int64Array
 
 THRESHOLD = 0.5
@@ -43,18 +42,18 @@ ABOUT = ("tool", "level", "subset", "number", "groups", "viral", "scored")
 SHOWN = ("auc", "average_precision", "found_at_5", "mcc", "sensitivity", "false_positives")
 
 
-def scored_by(model: Model, sample: Labelled, device: torch.device) -> Scored:
-    """A model's scores of the windows, embedded as `predict` does; InputError without frames."""
-    frames = usable_frames(sample, model.window, "the input")
+def windows_by(model: Model, sample: Labelled, device: torch.device) -> WindowCalls:
+    """The windows as a model scores them, embedded as `predict` does; InputError without frames."""
+    frames = usable_frames(sample, model.window, "the input", runs=model.rule is not None)
     encoder = FrameEncoder(model, device, default_precision(device))
     embeddings = encoder.embed_frames(frames["nucleotide"], frames["protein"])
     scores = frame_scores(load_classifier(model.classifier).to(device), embeddings)
-    return score_windows(sample, model.window, frames, scores)
+    return call_windows(sample, model.window, frames, scores)
 
 
 def evaluate(model: Model, sample: Labelled, device: str = "cpu") -> dict[str, Any]:
     """`figures` of a stored model on labelled contigs; InputError as `usable_frames`."""
-    return figures(sample, scored_by(model, sample, torch.device(device)))
+    return figures(sample, windows_by(model, sample, torch.device(device)), model.rule)
 
 
 @dataclass(frozen=True)
@@ -67,30 +66,32 @@ class Level:
     contig: Int64Array
 
 
-def _odds_level(
-    sample: Labelled, tool: str, level: str, odds: Float64Array, call: BoolArray, contig: Int64Array
-) -> Level:
-    """Of log-odds, NaN or -inf for none: their logistic is the probability."""
-    known = np.isfinite(odds)
-    probability = np.where(known, torch.from_numpy(odds).sigmoid().numpy(), np.nan)
-    score = np.where(known, odds, -np.inf)
-    items = Items(sample.truth[contig], score, call, probability, _groups(sample)[contig])
-    return Level(tool, level, items, contig)
-
-
 def _groups(sample: Labelled) -> Int64Array:
     names = [group_of(contig.id) for contig in sample.contigs]
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def model_levels(name: str, sample: Labelled, scored: Scored) -> list[Level]:
-    """A model's contigs and windows, with its own calls."""
-    contigs, calls = score_contigs(scored), scored.calls
+def model_levels(model: Model, sample: Labelled, calls: WindowCalls) -> list[Level]:
+    """A model's contigs and windows, with its own calls.
+
+    Contigs' probabilities are its rule's, or the logistic of their mean log-odds, as windows'.
+    """
+    score, call = score_contigs(calls, model.rule)
+    odds = np.where(calls.called, calls.odds, -np.inf)
     every = np.arange(len(sample.contigs))
-    return [
-        _odds_level(sample, name, "contig", contigs.mean, contigs.half >= 0, every),
-        _odds_level(sample, name, "window", scored.odds, calls.is_virus, calls.contig),
-    ]
+    levels = []
+    for level, contig, scores, called, sure in (
+        ("contig", every, score, call, model.rule is not None),
+        ("window", calls.contig, odds, calls.is_virus, False),
+    ):
+        known = scores > -np.inf
+        chance = scores if sure else torch.from_numpy(scores).sigmoid().numpy()
+        probability = np.where(known, chance, np.nan)
+        truth, group = sample.truth[contig], _groups(sample)[contig]
+        levels.append(
+            Level(model.name, level, Items(truth, scores, called, probability, group), contig)
+        )
+    return levels
 
 
 def table_level(sample: Labelled, table: Table) -> Level:
@@ -224,7 +225,7 @@ def measure(
             for path in (out / name for name in FILES):
                 files[path] = stack.enter_context(written_aside(path))
         others = [table_level(sample, table) for table in tables]
-        levels = [*model_levels(model.name, sample, scored_by(model, sample, device)), *others]
+        levels = [*model_levels(model, sample, windows_by(model, sample, device)), *others]
         table = rows(sample, levels, bins)
         about = {
             "model": model.name,

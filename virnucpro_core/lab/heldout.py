@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,10 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.lab.corpus import Corpus
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.encoder import Encoder
+from virnucpro_core.models.rule import FEATURES, ContigRule, Float64Array
 from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, BoolArray, Float32Array, WindowCalls
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import stop_free_frames
-
-Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,17 @@ class Labelled:
         return self.is_viral(contig.id for contig in self.contigs)
 
 
-def frames_of(sample: Labelled, window: int) -> dict[str, list[Any]]:
-    """Columns of the sample's stop-free frames, see `schema.FRAMES`."""
-    columns: dict[str, list[Any]] = stop_free_frames(sample.contigs, window).to_pydict()
+def frames_of(sample: Labelled, window: int, *, runs: bool = False) -> dict[str, list[Any]]:
+    """Columns of the sample's stop-free frames, see `stop_free_frames`."""
+    columns: dict[str, list[Any]] = stop_free_frames(sample.contigs, window, runs=runs).to_pydict()
     return columns
 
 
-def usable_frames(sample: Labelled, window: int, where: str) -> dict[str, list[Any]]:
+def usable_frames(
+    sample: Labelled, window: int, where: str, *, runs: bool = True
+) -> dict[str, list[Any]]:
     """`frames_of` a sample; InputError when one of the classes has none."""
-    frames = frames_of(sample, window)
+    frames = frames_of(sample, window, runs=runs)
     found = set(sample.is_viral(set(frames["contig"])).tolist())
     for viral, kind in ((True, "viral"), (False, "other")):
         if viral not in found:
@@ -103,30 +103,16 @@ def frame_scores(classifier: MLPClassifier, embeddings: Float32Array) -> Float32
     return scores
 
 
-class Scored(NamedTuple):
-    """Windows with the calls' own scores, and of each window its virus score in log-odds.
-
-    That is the middle between the greatest and the least of its frames: the window is viral when
-    it is 0 or more.
-    """
-
-    calls: WindowCalls
-    odds: Float64Array
-
-
-def score_windows(
+def call_windows(
     sample: Labelled, window: int, frames: Mapping[str, list[Any]], scores: Float32Array
-) -> Scored:
+) -> WindowCalls:
     """Bring scores of frames, float32 (N, 2), to the windows of the sample's contigs."""
     calls = WindowCalls.of(np.array([len(c.sequence) for c in sample.contigs], np.int64), window)
     index = {contig.id: i for i, contig in enumerate(sample.contigs)}
     contig = np.array([index[name] for name in frames["contig"]], np.int64)
-    calls.add(contig, np.array(frames["window"], np.int64), scores)
-    virus, other = (
-        torch.logit(torch.from_numpy(score).double(), eps=1e-9).numpy()
-        for score in (calls.score_virus, calls.score_other)
-    )
-    return Scored(calls, np.where(calls.called, (virus - other) / 2, np.nan))
+    runs = np.array([name.islower() for name in frames["frame"]], np.bool_)
+    calls.add(contig, np.array(frames["window"], np.int64), scores, runs)
+    return calls
 
 
 def roc_auc(truth: BoolArray, score: NDArray[np.floating[Any]]) -> float:
@@ -151,26 +137,22 @@ def _quality(
     }
 
 
-class ContigScores(NamedTuple):
-    """Of each contig: the mean log-odds of its windows, and those that half of them reach.
+def score_contigs(calls: WindowCalls, rule: ContigRule | None) -> tuple[Float64Array, BoolArray]:
+    """Scores of contigs, −inf for one without any window that was read, and which are virus.
 
-    Windows without a frame do not count; both are -inf for a contig without any.
+    By a rule the score is its probability; else it is the mean log-odds of the windows, and a
+    contig is virus when half of them are.
     """
-
-    mean: Float64Array
-    half: Float64Array
-
-
-def score_contigs(scored: Scored) -> ContigScores:
-    """A contig is virus when half of its windows with frames are, so when `half` is 0 or more."""
-    edges = scored.calls.first
-    result = np.full((2, len(edges) - 1), -np.inf)
-    for i, (first, last) in enumerate(pairwise(edges)):
-        odds = np.sort(scored.odds[first:last][scored.calls.called[first:last]])
-        if len(odds):
-            needed = int(np.ceil(MIN_VIRAL_FRACTION * len(odds)))
-            result[:, i] = odds.mean(), odds[len(odds) - needed]
-    return ContigScores(*result)
+    at, number = calls.called, len(calls.first) - 1
+    read = np.bincount(calls.contig[at], minlength=number)
+    if rule is not None:
+        score = rule.probability(calls.features())
+        call = score >= rule.call_at
+    else:
+        score = np.bincount(calls.contig[at], calls.odds[at], number) / np.maximum(read, 1)
+        viral = np.bincount(calls.contig[calls.is_virus], minlength=number)
+        call = viral >= MIN_VIRAL_FRACTION * read
+    return np.where(read > 0, score, -np.inf), call & (read > 0)
 
 
 @dataclass(frozen=True)
@@ -181,56 +163,67 @@ class Look:
     window: int
     frames: Mapping[str, list[Any]]
 
-    def scored(self, classifier: MLPClassifier, embeddings: Float32Array) -> Scored:
+    def calls(self, classifier: MLPClassifier, embeddings: Float32Array) -> WindowCalls:
         """Windows as a classifier scores them."""
         scores = frame_scores(classifier, embeddings)
-        return score_windows(self.sample, self.window, self.frames, scores)
+        return call_windows(self.sample, self.window, self.frames, scores)
 
     def auc(self, classifier: MLPClassifier, embeddings: Float32Array) -> float:
-        """ROC AUC of the contigs that have frames."""
-        mean = score_contigs(self.scored(classifier, embeddings)).mean
-        some = np.isfinite(mean)
-        return roc_auc(self.sample.truth[some], mean[some])
+        """ROC AUC of the contigs by the mean of their windows."""
+        mean, _ = score_contigs(self.calls(classifier, embeddings), None)
+        return roc_auc(self.sample.truth, mean)
 
 
 BINS = ((500, 999), (1000, 2999), (3000, 10_000))
 """Lengths of contigs, from and to, that are measured apart too."""
 
 
-def figures(sample: Labelled, scored: Scored) -> dict[str, Any]:
+def figures(sample: Labelled, calls: WindowCalls, rule: ContigRule | None = None) -> dict[str, Any]:
     """How good scores and calls are, of windows and contigs, by length and by kind.
 
-    What has no frame is left out of windows and contigs, and counted; in `auc_of_all` such a
-    contig ranks last. `called` are the shares of all contigs of a kind that are called virus.
+    What was not read is left out of windows; such a contig ranks last, and is called other.
+    `called` are the shares of all contigs of a kind that are called virus; `calibration`, by a
+    rule alone, has the Brier score and the expected calibration error.
     """
-    calls, truth = scored.calls, sample.truth
-    called = calls.called
-    contigs = score_contigs(scored)
-    some = np.isfinite(contigs.mean)
+    truth, called = sample.truth, calls.called
+    score, call = score_contigs(calls, rule)
     length = np.array([len(contig.sequence) for contig in sample.contigs])
     kind = np.array([contig.description for contig in sample.contigs])
-    within = [((length >= low) & (length <= high), f"{low}-{high}") for low, high in BINS]
+    bins = {f"{low}-{high}": (length >= low) & (length <= high) for low, high in BINS}
+    framed = np.bincount(calls.contig, calls.frames, len(truth)) > 0
+    parts = {**bins, "without_frames": ~framed}
+    both = {name: at for name, at in parts.items() if len(set(truth[at].tolist())) == 2}
+    contigs: dict[str, Any] = {
+        **_quality(truth, score, call),
+        "not_read": int(np.isneginf(score).sum()),
+        "found_at_5_percent_false": round(found_at(truth, score, 0.05), 4),
+        "auc_of": {name: round(roc_auc(truth[at], score[at]), 4) for name, at in both.items()},
+        "called": {
+            name: round(float(call[kind == name].mean()), 4) for name in np.unique(kind).tolist()
+        },
+    }
+    if rule is not None:
+        contigs["calibration"] = {
+            name: calibration(truth[at], np.maximum(score[at], 0))
+            for name, at in {"all": np.ones(len(truth), np.bool_), **both}.items()
+        }
     return {
         "frames": int(calls.frames.sum()),
         "windows": {
-            **_quality(truth[calls.contig[called]], scored.odds[called], calls.is_virus[called]),
-            "without_frames": int((~called).sum()),
+            **_quality(truth[calls.contig[called]], calls.odds[called], calls.is_virus[called]),
+            "without_frames": int((calls.frames == 0).sum()),
         },
-        "contigs": {
-            **_quality(truth[some], contigs.mean[some], contigs.half[some] >= 0),
-            "without_frames": int((~some).sum()),
-            "auc_of_all": round(roc_auc(truth, contigs.mean), 4),
-            "found_at_5_percent_false": round(found_at(truth, contigs.mean, 0.05), 4),
-            "auc_by_length": {
-                name: round(roc_auc(truth[at & some], contigs.mean[at & some]), 4)
-                for at, name in within
-                if len(set(truth[at & some].tolist())) == 2
-            },
-            "called": {
-                name: round(float((contigs.half[kind == name] >= 0).mean()), 4)
-                for name in np.unique(kind).tolist()
-            },
-        },
+        "contigs": contigs,
+    }
+
+
+def calibration(truth: BoolArray, probability: Float64Array) -> dict[str, float]:
+    """Brier score, and the mean gap of probability and truth in ten bins, weighed by number."""
+    at = np.minimum((probability * 10).astype(np.int64), 9)
+    gap = np.abs(np.bincount(at, probability - truth, 10)).sum() / len(truth)
+    return {
+        "brier": round(float(((probability - truth) ** 2).mean()), 4),
+        "error": round(float(gap), 4),
     }
 
 
@@ -240,11 +233,24 @@ def found_at(truth: BoolArray, score: Float64Array, false: float) -> float:
     return float((score[truth] > negatives[int(false * len(negatives))]).mean())
 
 
-def conservative(sample: Labelled, scored: Scored, false: float) -> float:
-    """What to add to the virus logit so that a share of the other contigs, `false`, is called.
+def conservative(sample: Labelled, calls: WindowCalls, false: float) -> float:
+    """What to add to the virus logit so that a share of the others' windows, `false`, is called."""
+    others = calls.called & ~sample.truth[calls.contig]
+    return -float(np.quantile(calls.odds[others], 1 - false))
 
-    Those without a frame do not count.
-    """
-    half, truth = score_contigs(scored).half, sample.truth
-    others = half[~truth & np.isfinite(half)]
-    return -float(np.quantile(others, 1 - false))
+
+def fit_rule(sample: Labelled, calls: WindowCalls, false: float) -> ContigRule:
+    """The rule that fits contigs best, by likelihood, and calls so large a share of the others."""
+    x, y = calls.features(), sample.truth.astype(np.float64)
+    read = np.bincount(calls.contig[calls.called], minlength=len(y)) > 0
+    x, y = x[read], y[read]
+    weights = np.zeros(len(FEATURES))
+    # a little shrinkage, so that there is a best one where all are told apart
+    shrink = np.diag([1e-3 * len(y)] * (len(weights) - 1) + [1e-9])
+    for _ in range(30):  # Newton's steps
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        slope = x.T @ (p - y) + shrink @ weights
+        weights -= np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + shrink, slope)
+    rule = ContigRule(tuple(weights.tolist()), 0.5)
+    call_at = float(np.quantile(rule.probability(x)[y == 0], 1 - false))
+    return replace(rule, call_at=min(max(call_at, 1e-6), 1 - 1e-6))

@@ -10,8 +10,9 @@ import logging
 import math
 import os
 import time
+import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,16 +23,17 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from virnucpro_core.errors import need_room
-from virnucpro_core.files import blamed, written_aside
+from virnucpro_core.errors import InputError, need_room
+from virnucpro_core.files import blame_machine, blamed
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
 from virnucpro_core.lab.evaluate import evaluate
-from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
+from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
     conservative,
+    fit_rule,
     frame_embeddings,
     usable_frames,
 )
@@ -39,7 +41,8 @@ from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import OWN_PARTS, Model, write_model
+from virnucpro_core.models.rule import ContigRule
+from virnucpro_core.models.store import Model
 from virnucpro_core.results.calls import Float32Array
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -50,27 +53,65 @@ NUCLEOTIDE_WEIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the nucleotides' vector beside the protein's; the validation part chooses."""
 
 
+MINI = Path(__file__).parent / "mini.toml"
+"""The recipe that made `mini`, which explains each of its entries."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and schedule: with data and seed, all that determines a model. Defaults made `mini`."""
+    """Sizes and schedule, see `mini.toml`: with data and seed, all that determines a model."""
 
-    nucleotide: tuple[int, int, int] = (3, 192, 6)  # layers, width and heads of an encoder
-    protein: tuple[int, int, int] = (3, 128, 4)
-    hidden: int = 256  # of the classifier
-    vocabulary: int = 4096
-    steps: int = 5220
-    batch: int = 2048  # frames
-    learning_rate: float = 1.4e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.2  # of embeddings, before the classifier
-    kinds_loss: float = 0.3  # weight, beside the labels, of telling the kinds apart
-    masked_loss: float = 0.1  # and of filling in the hidden tokens
-    label_smoothing: float = 0.05
-    average: float = 0.998  # decay of the running average of the weights, which is what is kept
-    false_positives: float = 0.05  # share of the other validation contigs to be called virus
-    contigs: int = 2000  # drawn out of each of the validation and the test part
-    look: int = 1000  # steps between looks at the validation part
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    nucleotide: tuple[int, int, int]
+    protein: tuple[int, int, int]
+    hidden: int
+    vocabulary: int
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    dropout: float
+    kinds_loss: float
+    masked_loss: float
+    label_smoothing: float
+    average: float
+    false_positives: float
+    contigs: int
+    look: int
+    augmentation: Augmentation
+
+    @classmethod
+    def read(cls, path: Path = MINI) -> Recipe:
+        """From a TOML file; InputError when it lacks an entry, or has one too many or of no use."""
+        try:
+            about = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            blame_machine(error, path)
+            raise InputError(f"{path}: is no recipe that can be read ({error}).") from None
+        how = about.get("augmentation")
+        about["augmentation"] = _filled(Augmentation, how if isinstance(how, dict) else {}, path)
+        recipe: Recipe = _filled(cls, about, path)
+        return recipe
+
+
+def _filled(kind: Any, entries: dict[str, Any], path: Path) -> Any:
+    """A dataclass of a recipe's entries: counts above 0, other numbers not below."""
+    expected = {field.name: field.type for field in fields(kind)}
+    if odd := sorted(entries.keys() ^ expected.keys()):
+        what = "has an unknown entry" if odd[0] in entries else "lacks the entry"
+        raise InputError(f"{path}: {what} {odd[0]!r}; copy {MINI} and change its values.")
+    for name, value in entries.items():
+        counts = value if isinstance(value, list) else [value]
+        fits = {
+            "int": type(value) is int and value > 0,
+            "float": type(value) in (int, float) and value >= 0,
+            "Augmentation": True,
+        }.get(
+            str(expected[name]),
+            len(counts) == 3 and all(type(count) is int and count > 0 for count in counts),
+        )
+        if not fits:
+            raise InputError(f"{path}: {name} = {value} is no value for it; see {MINI}.")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
 
 
 class Trainee(nn.Module):
@@ -103,12 +144,20 @@ class Trainee(nn.Module):
         """Vectors of the sequences, float32 (B, D), and the loss of filling in hidden tokens."""
         device = encoder.device
         layout = Layout.of(torch.from_numpy(half.lengths), device)
-        hidden = encoder(torch.from_numpy(half.ids).long(), layout)
+        # few lengths to pad to: the kernels for each are prepared once
+        layout = replace(layout, max_seqlen=-(-layout.max_seqlen // 32) * 32)
+        ids = torch.from_numpy(half.ids).long()
+        if device.type == "cuda":
+            halves = {name: p.bfloat16() for name, p in encoder.named_parameters()}
+            hidden = torch.func.functional_call(encoder, halves, (ids, layout))
+        else:
+            hidden = encoder(ids, layout)
         pooled = encoder.pool(hidden, layout)
         if not self.recipe.masked_loss or not len(half.at):
-            return pooled, hidden.new_zeros(())
+            return pooled, pooled.new_zeros(())
         at, truth = (to_device(torch.from_numpy(a), device) for a in (half.at, half.truth))
-        logits = F.linear(fill(hidden[at]), encoder.embedding.weight)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = F.linear(fill(hidden[at]), encoder.embedding.weight)
         return pooled, F.cross_entropy(logits.float(), truth)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -155,8 +204,7 @@ class Course:
         fall = 0.5 + 0.5 * math.cos(math.pi * min(1, self.step / max(1, self.steps)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.trainee.recipe.learning_rate * min(self.step / rise, fall)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.trainee.loss(batch)
+        loss = self.trainee.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
@@ -194,24 +242,24 @@ def learned_tokenizer(
         return bpe, NucleotideTokenizer(path)
 
 
-def write_parts(model: Trainee, bpe: Tokenizer, out: Path, window: int) -> Model:
-    """Write a model's files but its model.json, without which the folder holds none."""
-    (out / "model.json").unlink(missing_ok=True)
-    nucleotide, protein, classifier = (out / part for part in OWN_PARTS.values())
-    write_dnabert_s(nucleotide, model.nucleotide)
-    with written_aside(nucleotide / "tokenizer.json") as aside:
-        aside.write_text(bpe.to_str(pretty=True))
-    write_esm2(protein, model.protein)
-    write_weights(model.classifier.state_dict(), classifier)
-    dim = model.classifier.input_dim
-    return Model(out.resolve().name, out, window, dim, nucleotide, protein, classifier, {})
+def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) -> Model:
+    """Write a model's folder."""
+    return write_modules(
+        out,
+        window,
+        dnabert_s=model.nucleotide,
+        esm2=model.protein,
+        classifier=model.classifier,
+        tokenizer=bpe.to_str(pretty=True),
+        **about,
+    )
 
 
-def settle(known: Look, model: Trainee, false: float) -> float:
-    """Weigh the nucleotides' vector as is best here, and make it call rarely: in place.
+def settle(known: Look, model: Trainee, false: float) -> tuple[float, ContigRule]:
+    """Weigh the nucleotides' vector as is best here, and make windows be called rarely: in place.
 
     Composition is learned by heart sooner than proteins are, so less than full weight can tell
-    more of groups never seen. Returns the weight.
+    more of groups never seen. Returns the weight, and the rule for contigs that fits.
     """
     embeddings = frame_embeddings(model.nucleotide, model.protein, known.frames)
     dim, classifier = model.nucleotide.dim, model.classifier
@@ -222,11 +270,11 @@ def settle(known: Look, model: Trainee, false: float) -> float:
         return whole
 
     weight = max(NUCLEOTIDE_WEIGHTS, key=lambda w: known.auc(classifier, weighed(w)))
-    shift = conservative(known.sample, known.scored(classifier, weighed(weight)), false)
+    shift = conservative(known.sample, known.calls(classifier, weighed(weight)), false)
     with torch.no_grad():
         classifier.hidden_layer.weight[:, :dim] *= weight
         classifier.output_layer.bias[1] += shift
-    return weight
+    return weight, fit_rule(known.sample, known.calls(classifier, embeddings), false)
 
 
 def train(
@@ -254,7 +302,7 @@ def train(
     Raises InputError for bad FASTA, or when a part lacks one of the classes.
     """
     need_room()
-    recipe = recipe or Recipe()
+    recipe = recipe or Recipe.read()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if workers is None:
@@ -274,6 +322,9 @@ def train(
         # a kind in training alone, so in `more_…`, is none to tell; their numbers are the last
         kinds = 1 + int(np.flatnonzero(corpus.measured).max())
         trainee = Trainee(recipe, tokenize, bpe.get_vocab_size(), kinds).to(device)
+        if device.startswith("cuda"):
+            torch.set_num_threads(1)  # more would take the time of those who make the batches
+            torch.backends.cuda.enable_cudnn_sdp(False)  # prepares itself anew for each shape
         how = (tokenize, recipe.batch, recipe.augmentation, seed)
         course = Course(trainee, recipe.steps)
         began, seen = time.monotonic(), 0
@@ -292,8 +343,11 @@ def train(
                 )  # fmt: skip
 
     course.model.load_state_dict(course.state)
-    weight = settle(known, course.model, recipe.false_positives)
-    model = write_parts(course.model, bpe, out, window)
+    weight, rule = settle(known, course.model, recipe.false_positives)
+    about = {"contig_rule": rule.record()}
+    with TemporaryDirectory() as folder:  # measured as it is stored, in fp16
+        model = store(course.model, bpe, Path(folder), window, **about)
+        measured = {part: evaluate(model, held[part], device) for part in held}
     record: dict[str, Any] = {
         "files": {
             name: [path.name for path in files]
@@ -312,8 +366,7 @@ def train(
         "recipe": asdict(recipe),
         "kept_step": course.best_step,
         "nucleotide_weight": weight,
-        "validation": evaluate(model, held["validation"], device),
-        "test": evaluate(model, held["test"], device),
+        **measured,
     }  # fmt: skip
-    write_model(out, model.name, window, model.dim, training=record)
+    store(course.model, bpe, out, window, training=record, **about)
     return record

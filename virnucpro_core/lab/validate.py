@@ -1,11 +1,13 @@
 """`virnucpro validate`: what a precision changes in embeddings and calls.
 
-A validation that was passed is kept beside the model's weights, see `models.validations`.
+A validation that was passed is kept beside the model's weights, see `models.gate`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +21,13 @@ from numpy.linalg import norm
 from numpy.typing import NDArray
 
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.errors import InputError
+from virnucpro_core.errors import InputError, VirNucProError
+from virnucpro_core.files import written_aside
 from virnucpro_core.lab.machine import machine
 from virnucpro_core.models.classifier import load_classifier
+from virnucpro_core.models.gate import BARS, LEAST_FRAMES, STORED, good, passed, validations
 from virnucpro_core.models.precision import check_precision
-from virnucpro_core.models.store import Model
-from virnucpro_core.models.validations import BARS, keep
+from virnucpro_core.models.store import SHIPPED, Model
 from virnucpro_core.parquet import frame_batches, frame_meta
 from virnucpro_core.results.calls import frame_is_virus
 
@@ -120,6 +123,41 @@ def _figures(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[
     }
 
 
+def keep(model: Model, precision: str, record: Mapping[str, Any]) -> None:
+    """Store a validation's record, if it opens the gate or closes it again.
+
+    Good figures of too few frames do neither. Where the folder is not to be written, a warning says
+    what to do instead.
+    """
+    fine, frames = good(record), record["frames"]
+    if fine and frames < LEAST_FRAMES:
+        logger.warning(
+            "%d frames are too few to go by, so this validation is not kept; give a table of at "
+            "least %d.",
+            frames,
+            LEAST_FRAMES,
+        )
+        return
+    if not fine and not passed(model, precision):
+        return
+    path = model.folder / STORED
+    why = "the folder of the package" if SHIPPED in path.resolve().parents else ""
+    try:
+        if not why:
+            with written_aside(path) as aside:
+                stored = {**validations(model), precision: record}
+                aside.write_text(json.dumps(stored, indent=2) + "\n")
+    except (OSError, VirNucProError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        logger.warning(
+            "%s: cannot be written (%s), so this validation is not kept; copy the model to a "
+            "folder of yours and name that with --models-dir.",
+            path,
+            why,
+        )
+
+
 def validate(
     frames: Path,
     model: Model,
@@ -134,7 +172,7 @@ def validate(
     """Embed the same sample of frames in two precisions; compare embeddings and frames' calls.
 
     The outcome is kept beside the weights when it is against fp32, on enough frames, and its
-    figures reach the default bars, or undo one kept (see `models.validations`).
+    figures reach the default bars, or undo one kept (see `models.gate`).
 
     Raises InputError for a table without frames or of another window, and for a precision that the
     device does not have; VirNucProError for values that are not finite.

@@ -19,7 +19,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.models.ops import fused
 from virnucpro_core.models.precision import HALF
 
-_MASK_BYTES = 64 << 20
+_MASK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Bound on one additive mask of the padded backend, so that ALiBi does not fill the memory."""
 
 
@@ -172,7 +172,8 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     bias = None if slopes is None else _bias(slopes, longest, q.dtype)
     padding = None if layout.padding is None else layout.padding.to(q.dtype)
     mask_bytes = heads * longest**2 * q.element_size()
-    step = max(1, _MASK_BYTES // mask_bytes) if bias is not None else layout.sequences
+    room = _MASK_BYTES[q.device.type]
+    step = max(1, room // mask_bytes) if bias is not None else layout.sequences
     out = []
     for b in range(0, layout.sequences, step):
         part = slice(b, b + step)

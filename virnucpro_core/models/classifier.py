@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.models.checkpoints import read_state_dict
+from virnucpro_core.models.layout import Stored, filled, read_weights, unfilled
 
 
 class MLPClassifier(nn.Module):
@@ -31,36 +31,26 @@ class MLPClassifier(nn.Module):
         return self.output_layer(self.dropout(F.relu(self.bn1(self.hidden_layer(x)))))  # type: ignore[no-any-return]
 
 
-def load_classifier(path: str | Path) -> MLPClassifier:
-    """Load a classifier: the module that the original pickles whole, a state dict, or safetensors.
+def classifier_of(stored: Stored) -> MLPClassifier:
+    """A classifier in eval mode, float32, on the CPU; its weights are no views of a file.
 
-    Returns a float32 module in eval mode, on the CPU, whose output are logits. Raises ModelError
-    when the file is not readable by the restricted loader, or holds something else than weights of
-    these names, of shapes that fit together, for two classes.
+    Raises ModelError when the file holds something else than weights of these names, of shapes that
+    fit together, for two classes.
     """
-    path = Path(path)
-    state = read_state_dict(path)
-    weight = state.get("hidden_layer.weight")
-    if weight is None or weight.ndim != 2 or not weight.numel():
-        raise ModelError(f"{path}: has no matrix hidden_layer.weight, so it is no classifier.")
-    with torch.device("meta"):
-        model = MLPClassifier(weight.shape[1], weight.shape[0])
-    expected = model.state_dict()
-    if wrong := sorted(state.keys() ^ expected.keys()):
-        raise ModelError(
-            f"{path}: is no classifier, the weight {wrong[0]!r} is "
-            f"{'missing' if wrong[0] in expected else 'not part of one'}."
-        )
-    for name, want in expected.items():
-        have = state[name]
-        if have.shape != want.shape or have.is_floating_point() != want.is_floating_point():
-            raise ModelError(
-                f"{path}: is no classifier of two classes, {name} is {have.dtype} of shape "
-                f"{tuple(have.shape)} where {tuple(want.shape)} belongs."
-            )
-    if (state["bn1.running_var"] < 0).any():
-        raise ModelError(f"{path}: is no classifier, bn1.running_var holds a negative variance.")
-    # Cloned: the state may be a view of the file, which can go away.
-    own = {name: state[name].to(want.dtype, copy=True) for name, want in expected.items()}
-    model.load_state_dict(own, assign=True)
-    return model.requires_grad_(False).eval()
+    hidden, inputs = stored.matrix("hidden_layer.weight")
+    with unfilled():
+        model = MLPClassifier(inputs, hidden)
+    if foreign := sorted(stored.state.keys() - model.state_dict().keys()):
+        raise ModelError(f"{stored.path}: is no classifier, {foreign[0]!r:.80} is not part of one.")
+    model = copy.deepcopy(filled(model, stored))
+    if (model.state_dict()["bn1.running_var"] < 0).any():
+        raise ModelError(f"{stored.path}: is no classifier, a variance in it is negative.")
+    return model.requires_grad_(False)
+
+
+def load_classifier(path: Path) -> MLPClassifier:
+    """Load the classifier of a model in the store, safetensors; its output are logits.
+
+    Raises ModelError when the file is missing, damaged or no classifier.
+    """
+    return classifier_of(Stored(path, {}, read_weights(path)))

@@ -14,17 +14,8 @@ from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
 from virnucpro_core.models.attention import Layout, alibi_slopes, to_device, varlen_attention
-from virnucpro_core.models.checkpoints import read_state_dict
-from virnucpro_core.models.encoder import (
-    Encoder,
-    check_sizes,
-    config_size,
-    folder_config,
-    folder_weights,
-    load_into,
-    renamed,
-    unfilled,
-)
+from virnucpro_core.models.encoder import Encoder
+from virnucpro_core.models.layout import TOKENIZER, Stored, filled, read_encoder, unfilled
 from virnucpro_core.models.ops import add_norm, gated_gelu, segment_mean
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens
 
@@ -90,65 +81,27 @@ class DNABERTS(Encoder):
         return segment_mean(hidden, layout.cu_seqlens[:-1], layout.lengths)
 
 
-NAMES = {
-    "embedding": "embeddings.word_embeddings",
-    "token_type": "embeddings.token_type_embeddings",
-    "embedding_norm": "embeddings.LayerNorm",
-    "layers.{n}.qkv": "encoder.layer.{n}.attention.self.Wqkv",
-    "layers.{n}.out": "encoder.layer.{n}.attention.output.dense",
-    "layers.{n}.attention_norm": "encoder.layer.{n}.attention.output.LayerNorm",
-    "layers.{n}.gated": "encoder.layer.{n}.mlp.gated_layers",
-    "layers.{n}.down": "encoder.layer.{n}.mlp.wo",
-    "layers.{n}.ffn_norm": "encoder.layer.{n}.mlp.layernorm",
-}
-"""Our modules' names to those of the published modelling code (bert_layers.py)."""
+def dnabert_s_of(stored: Stored) -> DNABERTS:
+    """An `unfilled` DNABERT-S of the sizes of its weights, with the tokenizer beside them.
+
+    Raises ModelError when the weights are none of DNABERT-S, or the tokenizer none for them.
+    """
+    vocabulary, dim = stored.matrix("embedding.weight")
+    _, inner = stored.matrix("layers.0.down.weight")
+    eps = stored.option("eps", lambda value: isinstance(value, float) and 0 < value < 1)
+    path = stored.path / TOKENIZER
+    tokenizer = NucleotideTokenizer(path, vocabulary) if path.exists() else None
+    heads = stored.heads(dim)
+    with unfilled():
+        return DNABERTS(vocabulary, stored.layers, dim, heads, inner, eps=eps, tokenizer=tokenizer)
 
 
 def load_dnabert_s(
-    path: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> DNABERTS:
-    """Load DNABERT-S from a folder: config.json, weights, and tokenizer.json to embed text.
+    """Load the nucleotide encoder of a model in the store: `layout` says what lies in its folder.
 
-    The folder's own modelling code is not run. Raises ModelError when
-    something is missing, damaged or not a MosaicBERT.
+    Raises ModelError when a file is missing, damaged or not of DNABERT-S.
     """
-    folder = Path(path)
-    config = folder_config(folder)
-
-    vocabulary, layers, dim, heads, inner = (
-        config_size(folder, config, key)
-        for key in (
-            "vocab_size",
-            "num_hidden_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "intermediate_size",
-        )
-    )
-    eps = config.get("layer_norm_eps", 1e-12)
-    if type(eps) not in (int, float) or not 0 < eps < 1:
-        raise ModelError(f"{folder}: its 'layer_norm_eps' is no small number; fetch it again.")
-    state = {
-        key.removeprefix("bert."): t for key, t in read_state_dict(folder_weights(folder)).items()
-    }
-    shapes = {
-        "embeddings.word_embeddings.weight": (vocabulary, dim),
-        "encoder.layer.0.mlp.wo.weight": (dim, inner),
-    }
-    check_sizes(folder, state, shapes, layers, heads)
-    tokenizer = folder / "tokenizer.json"
-    with unfilled():
-        model = DNABERTS(
-            vocabulary,
-            layers,
-            dim,
-            heads,
-            inner,
-            eps=float(eps),
-            tokenizer=NucleotideTokenizer(tokenizer, vocabulary) if tokenizer.exists() else None,
-        )
-    load_into(model, renamed(state, NAMES, layers), folder, device, dtype)
-    return model.eval()
+    stored = read_encoder(folder, "dnabert_s")
+    return filled(dnabert_s_of(stored), stored, device, dtype)

@@ -1,26 +1,22 @@
-"""What the two encoders share: pooled embeddings of a list of sequences, and their files."""
+"""What the two encoders share: pooled embeddings of a list of sequences."""
 
 from __future__ import annotations
 
 import copy
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from virnucpro_core.errors import InputError, ModelError
+from virnucpro_core.errors import InputError
 from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import PRECISIONS, check_precision, dtype_of
-from virnucpro_core.reading import read_object
 from virnucpro_core.sequences.tokens import Tokens
 
 
@@ -106,146 +102,3 @@ class Encoder(nn.Module, ABC):
             tokens = self.tokenize([sequences[row] for row in rows])
             result[rows] = self.embed_tokens_packed(tokens).cpu().numpy()
         return result
-
-
-def folder_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a Hugging Face folder; ModelError when it is missing or no JSON."""
-    path = folder / "config.json"
-    if not path.exists():
-        raise ModelError(f"{path}: no such file; give a model folder with config.json.")
-    return read_object(path)
-
-
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""What weights are called in a Hugging Face folder; the first that is there is taken."""
-
-
-def folder_weights(folder: Path) -> Path:
-    """The weight file of a Hugging Face folder, safetensors first; ModelError when it has none."""
-    for name in WEIGHT_FILES:
-        if (folder / name).exists():
-            return folder / name
-    raise ModelError(f"{folder}: holds no weights; give a folder with model.safetensors.")
-
-
-def config_size(path: Path, config: Mapping[str, Any], key: str) -> int:
-    """A size out of a configuration; ModelError when it is missing or no positive number."""
-    value = config.get(key)
-    if type(value) is not int or not 0 < value < 1 << 31:  # True is an int too
-        raise ModelError(f"{path}: its configuration has no {key!r}; fetch the model again.")
-    return value
-
-
-_LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
-
-
-def check_sizes(
-    path: Path,
-    state: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
-    layers: int,
-    heads: int,
-) -> None:
-    """Compare a configuration with the weights, before a network of its sizes is built.
-
-    state: weights under their published names. shapes: what some must have by the configuration;
-    the first one's last size is the network's width. Raises ModelError for other shapes, another
-    number of layers, or heads that do not share the width.
-    """
-    _compare(path, state, shapes)
-    numbers = {found[1] for name in state if (found := _LAYER.search(name))}
-    if len(numbers) != layers:
-        raise ModelError(
-            f"{path}: its configuration says {layers} layers, its weights have {len(numbers)}; "
-            "fetch the model again."
-        )
-    width = next(iter(shapes.values()))[-1]
-    if width % heads:
-        raise ModelError(
-            f"{path}: its configuration says {heads} heads, which do not share {width} values; "
-            "fetch the model again."
-        )
-
-
-def renamed(
-    state: Mapping[str, Tensor], names: Mapping[str, str], layers: int
-) -> dict[str, Tensor]:
-    """A published state dict under our names.
-
-    names: our modules' names to the published ones, `{n}` standing for the layer; of several
-    published names, parted by blanks, the weights are stacked along the first dimension.
-    """
-    result: dict[str, Tensor] = {}
-    for ours, theirs in names.items():
-        for n in range(layers if "{n}" in ours else 1):
-            for kind in ("weight", "bias"):
-                keys = [f"{name.format(n=n)}.{kind}" for name in theirs.split()]
-                if all(key in state for key in keys):
-                    parts = [state[key] for key in keys]
-                    alike = parts[0].ndim and len({part.shape for part in parts}) == 1
-                    # else the one has a shape that load_into refuses
-                    whole = torch.cat(parts) if len(parts) > 1 and alike else parts[0]
-                    result[f"{ours.format(n=n)}.{kind}"] = whole
-    return result
-
-
-class _Undrawn(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def unfilled() -> Iterator[None]:
-    """Modules made in here have shapes alone, on the meta device.
-
-    Their embeddings are not drawn, which on that device imports all of torch._dynamo: a second.
-    """
-    with torch.device("meta"), _Undrawn():
-        yield
-
-
-def load_into(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    path: Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Put a state dict into an `unfilled` module, on the device and in the dtype asked.
-
-    The file's tensors are mapped: each goes straight to its place, with no copy in between. Raises
-    ModelError when names or shapes do not match.
-    """
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    _compare(path, state, expected)
-    placed = {name: state[name].to(device=device, dtype=dtype) for name in expected}
-    module.load_state_dict(placed, assign=True)
-
-
-def _compare(
-    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    missing = sorted(expected.keys() - state.keys())
-    if missing:
-        raise ModelError(
-            f"{path}: lacks the weight {missing[0]!r}"
-            f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; fetch the model again."
-        )
-    for name, shape in expected.items():
-        if state[name].shape != shape or not state[name].is_floating_point():
-            raise ModelError(
-                f"{path}: weight {name!r} is {state[name].dtype} of shape "
-                f"{tuple(state[name].shape)}, not floats of {tuple(shape)}; this is another "
-                "model's file."
-            )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -11,23 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from virnucpro_core.errors import ModelError
 from virnucpro_core.models import esm2_fused
 from virnucpro_core.models.attention import Layout, Rotary, to_device, varlen_attention
-from virnucpro_core.models.checkpoints import read_checkpoint, read_state_dict
-from virnucpro_core.models.encoder import (
-    Encoder,
-    check_sizes,
-    config_size,
-    folder_config,
-    folder_weights,
-    load_into,
-    renamed,
-    unfilled,
-)
+from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.float8 import Float8Linear
+from virnucpro_core.models.layout import Stored, filled, read_encoder, unfilled
 from virnucpro_core.models.ops import fused, segment_mean
-from virnucpro_core.models.pickles import Inert
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK, Tokens, esm_tokens
 
 MAX_POOLED_RESIDUES = 1024
@@ -147,81 +135,20 @@ class ESM2(Encoder):
         return self
 
 
-_FAIR_ESM = {
-    "embedding": "embed_tokens",
-    "layers.{n}.attention_norm": "layers.{n}.self_attn_layer_norm",
-    "layers.{n}.qkv": "layers.{n}.self_attn.q_proj layers.{n}.self_attn.k_proj "
-    "layers.{n}.self_attn.v_proj",
-    "layers.{n}.out": "layers.{n}.self_attn.out_proj",
-    "layers.{n}.ffn_norm": "layers.{n}.final_layer_norm",
-    "layers.{n}.up": "layers.{n}.fc1",
-    "layers.{n}.down": "layers.{n}.fc2",
-    "norm": "emb_layer_norm_after",
-}
-"""Our modules' names to fair-esm's; several names are stacked into one weight."""
-
-HUGGING_FACE = {
-    "embedding": "embeddings.word_embeddings",
-    "layers.{n}.attention_norm": "encoder.layer.{n}.attention.LayerNorm",
-    "layers.{n}.qkv": "encoder.layer.{n}.attention.self.query "
-    "encoder.layer.{n}.attention.self.key encoder.layer.{n}.attention.self.value",
-    "layers.{n}.out": "encoder.layer.{n}.attention.output.dense",
-    "layers.{n}.ffn_norm": "encoder.layer.{n}.LayerNorm",
-    "layers.{n}.up": "encoder.layer.{n}.intermediate.dense",
-    "layers.{n}.down": "encoder.layer.{n}.output.dense",
-    "norm": "encoder.emb_layer_norm_after",
-}
-"""Our modules' names to those of transformers' EsmModel."""
-
-
-def _from_fair_esm(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    cfg = read_checkpoint(path).get("cfg")
-    record = cfg.get("model") if isinstance(cfg, dict) else None
-    if not isinstance(record, Inert):
-        raise ModelError(f"{path}: no ESM-2 checkpoint of fair-esm; give esm2_t36_3B_UR50D.pt.")
-    config = {
-        "num_hidden_layers": record.state.get("encoder_layers"),
-        "hidden_size": record.state.get("encoder_embed_dim"),
-        "num_attention_heads": record.state.get("encoder_attention_heads"),
-        "token_dropout": record.state.get("token_dropout", True),
-    }
-    prefix = re.compile(r"^encoder\.(sentence_encoder\.)?")
-    return config, {prefix.sub("", key): t for key, t in read_state_dict(path).items()}
-
-
-def _from_hugging_face(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
-    config = folder_config(folder)
-    if config.get("model_type") != "esm" or config.get("position_embedding_type") != "rotary":
-        raise ModelError(f"{folder / 'config.json'}: describes no ESM-2; give an ESM-2 folder.")
-    state = read_state_dict(folder_weights(folder))
-    return config, {key.removeprefix("esm."): tensor for key, tensor in state.items()}
+def esm2_of(stored: Stored) -> ESM2:
+    """An `unfilled` ESM-2 of the sizes of its weights; ModelError when they are none of ESM-2."""
+    _, dim = stored.matrix("embedding.weight")
+    dropout = stored.option("token_dropout", lambda value: isinstance(value, bool))
+    with unfilled():
+        return ESM2(stored.layers, dim, stored.heads(dim, 2), token_dropout=dropout)
 
 
 def load_esm2(
-    path: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> ESM2:
-    """Load ESM-2 from fair-esm's `.pt`, or from a Hugging Face folder.
+    """Load the protein encoder of a model in the store: `layout` says what lies in its folder.
 
-    Nothing in the file is executed. Raises ModelError when it is missing, damaged or not ESM-2.
+    Raises ModelError when a file is missing, damaged or not of ESM-2.
     """
-    path = Path(path)
-    if path.is_dir():
-        (config, state), names = _from_hugging_face(path), HUGGING_FACE
-    else:
-        (config, state), names = _from_fair_esm(path), _FAIR_ESM
-    layers, dim, heads = (
-        config_size(path, config, key)
-        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    )
-    dropout = config.get("token_dropout", True)
-    if not isinstance(dropout, bool):
-        raise ModelError(f"{path}: its 'token_dropout' is no true or false; fetch it again.")
-    embedding = f"{names['embedding']}.weight"
-    check_sizes(path, state, {embedding: (len(ESM_ALPHABET), dim)}, layers, 2 * heads)
-    with unfilled():
-        model = ESM2(layers, dim, heads, token_dropout=dropout)
-    load_into(model, renamed(state, names, layers), path, device, dtype)
-    return model.eval()
+    stored = read_encoder(folder, "esm2")
+    return filled(esm2_of(stored), stored, device, dtype)

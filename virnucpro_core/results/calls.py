@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.models.rule import ContigRule, Float64Array, features
 from virnucpro_core.schema import CONTIGS
 from virnucpro_core.sequences.windows import Int64Array, windows
 
@@ -35,7 +36,7 @@ class WindowCalls:
 
     `contig` is the index within the batch, `number` counts from 1, `start` and `end` are 0-based
     and half-open on the contig's forward strand; the scores are the highest of the window's
-    frames, -inf where it has none.
+    frames, or those of its longest run, -inf where it was not read.
     """
 
     contig: Int64Array
@@ -62,16 +63,41 @@ class WindowCalls:
         """Which (contig, window number) pairs name no window of the batch."""
         return (number < 1) | (number > self.first[contig + 1] - self.first[contig])
 
-    def add(self, contig: Int64Array, number: Int64Array, scores: Float32Array) -> None:
-        """Count frames, given the contig and window of each and its scores (N, 2)."""
+    def add(
+        self, contig: Int64Array, number: Int64Array, scores: Float32Array, runs: BoolArray
+    ) -> None:
+        """Add frames, given the contig and window of each and its scores (N, 2).
+
+        runs: which are no stop-free frames but longest runs, and so are not counted.
+        """
         at = self.first[contig] + number - 1
-        np.add.at(self.frames, at, 1)
+        np.add.at(self.frames, at, ~runs)
         np.maximum.at(self.score_other, at, scores[:, 0])
         np.maximum.at(self.score_virus, at, scores[:, 1])
 
     @property
     def called(self) -> BoolArray:
-        return self.frames > 0
+        """Which have a score."""
+        return self.score_virus > -np.inf
+
+    @property
+    def odds(self) -> Float64Array:
+        """Virus scores in log-odds; of several frames, the middle of the greatest and the least.
+
+        A window is viral when that is 0 or more.
+        """
+        virus, other = (
+            np.clip(score.astype(np.float64), 1e-9, 1 - 1e-9)
+            for score in (self.score_virus, self.score_other)
+        )
+        odds: Float64Array = (np.log(virus / (1 - virus)) - np.log(other / (1 - other))) / 2
+        return odds
+
+    def features(self) -> Float64Array:
+        """`rule.FEATURES` of the batch's contigs."""
+        at = self.called
+        number = len(self.first) - 1
+        return features(self.contig[at], self.odds[at], self.frames[at] > 0, number)
 
     @property
     def is_virus(self) -> BoolArray:
@@ -89,9 +115,9 @@ class WindowCalls:
         return [f"{contigs[contig]}_chunk_{number}" for contig, number in pairs]
 
 
-def check_min_viral_fraction(fraction: float) -> None:
+def check_min_viral_fraction(fraction: float | None) -> None:
     """InputError unless 0 < fraction ≤ 1: at 0 every contig would be a virus."""
-    if not 0 < fraction <= 1:
+    if fraction is not None and not 0 < fraction <= 1:
         raise InputError(f"--min-viral-fraction {fraction}: give a fraction above 0, at most 1.")
 
 
@@ -105,12 +131,16 @@ def _reason(sequence: str, starts: Int64Array, ends: Int64Array) -> str:
 
 
 def call_contigs(
-    inventory: pa.RecordBatch, calls: WindowCalls, min_viral_fraction: float
+    inventory: pa.RecordBatch,
+    calls: WindowCalls,
+    min_viral_fraction: float | None,
+    rule: ContigRule | None = None,
 ) -> pa.RecordBatch:
     """Rows of `CONTIGS` for a batch of the inventory (contig, length, sequence) and its windows.
 
-    A contig is `virus` when at least `min_viral_fraction` of its windows that have a frame are
-    viral, else `other`; without any frame it is `no_call`, for a reason.
+    A contig is `virus` when at least `min_viral_fraction` of its windows that have a score are
+    viral, else `other`; without any it is `no_call`, for a reason. Where no fraction is given, the
+    model's rule decides, if it has one.
     """
     n = inventory.num_rows
     called, virus = calls.called, calls.is_virus
@@ -122,7 +152,12 @@ def call_contigs(
     total = np.bincount(calls.contig[called], weights=scores, minlength=n)
     divisor = np.maximum(with_frame, 1)
     fraction, mean = viral / divisor, total / divisor
-    call = np.where(fraction >= min_viral_fraction, "virus", "other").astype(object)
+    score = np.full(n, np.nan) if rule is None else rule.probability(calls.features())
+    if rule is None or min_viral_fraction is not None:
+        is_virus = fraction >= (min_viral_fraction or MIN_VIRAL_FRACTION)
+    else:
+        is_virus = score >= rule.call_at
+    call = np.where(is_virus, "virus", "other").astype(object)
     reason = np.full(n, None, object)
     for i in np.flatnonzero(with_frame == 0).tolist():
         own = slice(calls.first[i], calls.first[i + 1])
@@ -136,6 +171,7 @@ def call_contigs(
         np.bincount(calls.contig, weights=calls.frames, minlength=n).astype(np.int64),
         viral,
         *(pa.array(x.astype(np.float32), mask=no_call) for x in (fraction, best, mean)),
+        pa.array(score.astype(np.float32), mask=no_call | np.isnan(score)),
         call,
         reason,
     ]

@@ -19,6 +19,7 @@ from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.inputs import Input
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
+from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.results.calls import (
@@ -34,6 +35,7 @@ from virnucpro_core.results.calls import (
 from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.tables import ResultFiles
 from virnucpro_core.schema import CONTIGS
+from virnucpro_core.sequences.frames import is_run
 from virnucpro_core.sequences.windows import Int64Array
 from virnucpro_core.version import __version__
 
@@ -226,7 +228,7 @@ def classify(
     model: Model,
     *,
     sample: str | None = None,
-    min_viral_fraction: float = MIN_VIRAL_FRACTION,
+    min_viral_fraction: float | None = None,
     given: Input | None = None,
     force: bool = False,
 ) -> pa.Table:
@@ -243,7 +245,10 @@ def classify(
     scores, tables = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
     return call(
-        scores, contigs, out, given or tables, sample=sample, min_viral_fraction=min_viral_fraction
+        *(scores, contigs, out, given or tables),
+        sample=sample,
+        min_viral_fraction=min_viral_fraction,
+        rule=model.rule,
     )
 
 
@@ -254,7 +259,8 @@ def call(
     given: Input,
     *,
     sample: str | None = None,
-    min_viral_fraction: float = MIN_VIRAL_FRACTION,
+    min_viral_fraction: float | None = None,
+    rule: ContigRule | None = None,
 ) -> pa.Table:
     """Call every contig of the inventory by the scores of its frames; write the files to `out`.
 
@@ -262,10 +268,14 @@ def call(
     last of all, summary.json; each is whole or absent. Streams: memory holds one batch of contigs
     and frames, the table of contigs and the ids of windows (see `legacy.HighestScores`).
 
-    given: the input that summary.json records. Returns the table of contigs (`calls.CONTIGS`), in
-    input order. Raises InputError for frames that the inventory does not have.
+    given: the input that summary.json records. rule: the model's, by which contigs are called if no
+    fraction is given; without one, the fraction is the original's half. Returns the table of
+    contigs (`calls.CONTIGS`), in input order. Raises InputError for frames that the inventory does
+    not have.
     """
     check_min_viral_fraction(min_viral_fraction)
+    if rule is None and min_viral_fraction is None:
+        min_viral_fraction = MIN_VIRAL_FRACTION
     scored = _ByContig(scores)
     counts: Counter[str] = Counter()
     called: list[pa.RecordBatch] = []
@@ -277,11 +287,12 @@ def call(
                 number = rows["window"].to_numpy().astype(np.int64)
                 if (misplaced := calls.misplaced(contig, number)).any():
                     raise _not_listed(contigs, names[contig[int(misplaced.argmax())]])
-                calls.add(contig, number, values)
+                runs = is_run(rows["frame"]).to_numpy(zero_copy_only=False)
+                calls.add(contig, number, values, runs)
                 files.write_frames(rows, values)
-                counts["viral frames"] += int(frame_is_virus(values).sum())
+                counts["viral frames"] += int((frame_is_virus(values) & ~runs).sum())
             counts["windows called"] += int(calls.called.sum())
-            called.append(call_contigs(inventory, calls, min_viral_fraction))
+            called.append(call_contigs(inventory, calls, min_viral_fraction, rule))
             files.write_contigs(inventory, calls, called[-1])
         if scored.rest is not None:
             raise _not_listed(contigs, scored.rest[0]["contig"][0].as_py())

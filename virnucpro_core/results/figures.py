@@ -45,7 +45,7 @@ def _grid() -> Int64Array:
 
 
 @dataclass
-class Scores:
+class ScoreGrid:
     """Numbers of contigs by call (other, virus), binned length and binned mean virus score.
 
     All that the figures need, of one size however many contigs there are.

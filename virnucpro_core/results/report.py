@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.results.calls import CALLS, REASONS
-from virnucpro_core.results.figures import Scores, bases
+from virnucpro_core.results.figures import ScoreGrid, bases
 from virnucpro_core.results.tables import contig_batches
 from virnucpro_core.version import __version__
 
@@ -42,7 +42,12 @@ _COUNTS: dict[str, tuple[str, ...]] = {
 }
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("sample", "model", "precision", "version"), str),
-    **{"window": int, "packed": bool, "min_viral_fraction": (int, float), "weights": dict},
+    **{
+        "window": int,
+        "packed": bool,
+        "min_viral_fraction": (int, float, type(None)),
+        "weights": dict,
+    },
 }
 _ORDER = [("mean_virus_score", "descending"), ("length", "descending"), ("contig", "ascending")]
 
@@ -94,7 +99,7 @@ def _read_refusals(outs: Sequence[Path]) -> dict[Path, str]:
     }
 
 
-def _read_contigs(sample: _Sample, best: pa.Table | None, scores: Scores) -> pa.Table:
+def _count_contigs(sample: _Sample, best: pa.Table | None, scores: ScoreGrid) -> pa.Table:
     """Stream a sample's contigs.tsv into the figures' counts and the table of best contigs."""
     for batch in contig_batches(sample.out / "contigs.tsv"):
         table = pa.Table.from_batches([batch])
@@ -223,9 +228,9 @@ def write_report(
                 f"{sample.out}: another folder is of a sample {sample.name!r} too; classify with "
                 "--sample to tell them apart."
             )
-    scores, best = Scores(), None
+    scores, best = ScoreGrid(), None
     for sample in samples:
-        best = _read_contigs(sample, best, scores)
+        best = _count_contigs(sample, best, scores)
     total = {
         part: {key: sum(s.summary[part][key] for s in samples) for key in keys}
         for part, keys in _COUNTS.items()

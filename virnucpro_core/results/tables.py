@@ -19,11 +19,12 @@ import pyarrow.csv as pacsv
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, made, written_aside
-from virnucpro_core.parquet import ROWS, table_writer
+from virnucpro_core.parquet import BATCH_ROWS, table_writer
 from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame_is_virus
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
 from virnucpro_core.schema import CONTIGS, SCORED, WINDOWS
+from virnucpro_core.sequences.frames import is_run
 
 RESULTS = (
     "contigs.tsv",
@@ -47,7 +48,7 @@ def _column(values: pa.Array) -> Sequence[object]:
     return ["" if value is None else value for value in values.to_pylist()]
 
 
-def _write_rows(handle: TextIO, *columns: Sequence[object]) -> None:
+def _write_lines(handle: TextIO, *columns: Sequence[object]) -> None:
     handle.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
 
 
@@ -68,11 +69,11 @@ class ResultFiles:
     def __enter__(self) -> ResultFiles:
         with ExitStack() as stack:  # files are renamed in reverse order
             stack.enter_context(made(self._out))
-            self._summary = self._open(stack, "summary.json")
-            self._contigs = self._open(stack, "contigs.tsv")
-            self._windows = self._open(stack, "windows.tsv")
-            self._predictions = Predictions(self._open(stack, PREDICTIONS))
-            self._highest_csv = self._open(stack, HIGHEST_SCORE)
+            self._summary = self._text_file(stack, "summary.json")
+            self._contigs = self._text_file(stack, "contigs.tsv")
+            self._windows = self._text_file(stack, "windows.tsv")
+            self._predictions = Predictions(self._text_file(stack, PREDICTIONS))
+            self._highest_csv = self._text_file(stack, HIGHEST_SCORE)
             aside = stack.enter_context(written_aside(self._out / "viral.fasta.gz"))
             raw = stack.enter_context(aside.open("wb"))
             # neither name nor time within: the same contigs give the same bytes
@@ -92,7 +93,7 @@ class ResultFiles:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def _open(self, stack: ExitStack, name: str) -> TextIO:
+    def _text_file(self, stack: ExitStack, name: str) -> TextIO:
         aside = stack.enter_context(written_aside(self._out / name))
         self._texts.append(stack.enter_context(aside.open("w", encoding="utf-8", newline="\n")))
         return self._texts[-1]
@@ -102,16 +103,18 @@ class ResultFiles:
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
         columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
         self._frames.write(pa.record_batch(columns, schema=SCORED))
-        self._predictions.write(frames["frame_id"].to_pylist(), scores)
+        whole = pc.invert(is_run(frames["frame"]))
+        ids = frames["frame_id"].filter(whole).to_pylist()
+        self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False)])
 
     def write_contigs(
         self, inventory: pa.RecordBatch, calls: WindowCalls, contigs: pa.RecordBatch
     ) -> None:
         """A batch of the inventory, the calls of all its windows, and its rows of `CONTIGS`."""
         names = inventory["contig"].to_pylist()
-        for at in range(0, len(calls.contig), ROWS):  # a chromosome has a million windows
-            self._write_windows(names, calls[at : at + ROWS])
-        _write_rows(self._contigs, *map(_column, contigs.columns))
+        for at in range(0, len(calls.contig), BATCH_ROWS):  # a chromosome has a million windows
+            self._write_windows(names, calls[at : at + BATCH_ROWS])
+        _write_lines(self._contigs, *map(_column, contigs.columns))
         for i in np.flatnonzero(pc.equal(contigs["call"], "virus")).tolist():
             header = f"{names[i]} {inventory['description'][i]}".rstrip()
             self._viral.write(f">{header}\n".encode())
@@ -121,7 +124,7 @@ class ResultFiles:
     def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
         ids = calls.ids(names)
         call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
-        _write_rows(
+        _write_lines(
             self._windows,
             ids,
             [names[i] for i in calls.contig.tolist()],
@@ -130,7 +133,7 @@ class ResultFiles:
             _text(calls.score_virus),
             call.tolist(),
         )
-        called = calls.called
+        called = calls.frames > 0
         self._highest.add(list(compress(ids, called.tolist())), calls.is_virus[called])
 
     def finish(self, summary: dict[str, object]) -> None:
@@ -149,7 +152,7 @@ class ResultFiles:
 
 _ALWAYS = ("contig", "length", "windows", "frames", "viral_windows", "call")
 """Columns of contigs.tsv that have a value in every row."""
-_SCORES = ("viral_fraction", "max_virus_score", "mean_virus_score")
+_SCORE_COLUMNS = ("viral_fraction", "max_virus_score", "mean_virus_score")
 
 
 def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -171,10 +174,13 @@ def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
             if not set(batch["call"].unique().to_pylist()) <= set(CALLS):
                 raise ValueError("a call is none of ours")
             called = pc.not_equal(batch["call"], "no_call")
-            for name in _SCORES:  # of what has a call, and of nothing else
+            for name in _SCORE_COLUMNS:  # of what has a call, and of nothing else
                 share = pc.and_(pc.greater_equal(batch[name], 0), pc.less_equal(batch[name], 1))
                 if not pc.fill_null(share, False).equals(called):
                     raise ValueError(f"a {name} does not fit its call")
+            score = pc.and_(pc.greater_equal(batch["score"], 0), pc.less_equal(batch["score"], 1))
+            if not pc.all(pc.fill_null(score, True)).as_py():
+                raise ValueError("a score is no probability")
             yield batch
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; classify the sample again.") from None

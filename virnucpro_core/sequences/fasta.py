@@ -46,7 +46,7 @@ _OPENERS: dict[bytes, Callable[[BinaryIO], object]] = {
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     """Open by content, not by name, and once, since a pipe cannot be read again.
 
     BufferedReader iterates over lines in C, GzipFile does not.
@@ -159,7 +159,7 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
         own = set[str]() if taken else taken
         again = 0
         try:
-            with _open(path) as handle:
+            with _opened(path) as handle:
                 for line, contig in _records(path, handle):
                     if contig.id in own:
                         raise InputError(

@@ -8,11 +8,13 @@ frames kept (about one in five) are then cut out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from Bio.Data.CodonTable import standard_dna_table
 from numpy.typing import NDArray
 
@@ -26,6 +28,7 @@ FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 
 _CODE = bytes("ACGT".find(chr(b)) if chr(b) in "ACGT" else 4 for b in range(256))
 _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
+_RUN = re.compile(rb"[^*\0]+")
 
 
 def _residues(*, reverse: bool) -> bytes:
@@ -57,17 +60,23 @@ def _open(residues: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool
     return is_open
 
 
-def stop_free_frames(contigs: Sequence[Contig], window: int) -> pa.Table:
+def stop_free_frames(contigs: Sequence[Contig], window: int, *, runs: bool = False) -> pa.Table:
     """The stop-free frames of contigs' windows, as rows of `schema.FRAMES`.
 
     A frame's protein is read from its whole codons, leaving out ambiguous ones; its nucleotides
     are bases [f − 1, f + 3·len(protein)) of the window's strand, one more than the codons where
     the strand has it. Both are those of the original's `identify_seq`, quirks included.
+
+    runs: of a window without such a frame, give its longest run of codons without a stop, of
+    the earliest of FRAME_NAMES among equals: the protein is the run's, the nucleotides are the
+    window's strand as a whole, and the frame's name is in lower case.
     """
-    return pa.Table.from_batches(frame_parts(contigs, window), FRAMES)
+    return pa.Table.from_batches(frame_parts(contigs, window, runs=runs), FRAMES)
 
 
-def frame_parts(contigs: Sequence[Contig], window: int) -> Iterator[pa.RecordBatch]:
+def frame_parts(
+    contigs: Sequence[Contig], window: int, *, runs: bool = False
+) -> Iterator[pa.RecordBatch]:
     """`stop_free_frames` a part at a time, so that a long contig needs little beside its bases.
 
     A part is made of whole windows, of about two batches' bases at most; at least one is given.
@@ -81,7 +90,8 @@ def frame_parts(contigs: Sequence[Contig], window: int) -> Iterator[pa.RecordBat
     step = max(1, 2 * BATCH_BASES // window)
     for at in range(0, max(1, len(start)), step):
         own = slice(at, at + step)
-        yield _frames(contigs, offsets, text, contig_of[own], number[own], start[own], end[own])
+        which = contig_of[own], number[own], start[own], end[own]
+        yield _frames(contigs, offsets, text, *which, runs)
 
 
 def _frames(
@@ -92,6 +102,7 @@ def _frames(
     number: Int64Array,
     start: Int64Array,
     end: Int64Array,
+    runs: bool,
 ) -> pa.RecordBatch:
     """Frames of windows, which lie at [start, end) of the contigs' joined text."""
     origin = int(start[0]) if len(start) else 0
@@ -114,39 +125,60 @@ def _frames(
         ]
     )
     rows: list[tuple[str, str, int, str, int, int, bytes, bytes]] = []
-    which, frames = np.nonzero(kept)
-    for w, frame in zip(which.tolist(), frames.tolist(), strict=True):
-        shift_f = frame % 3
-        length = int(span[w, shift_f])
+
+    def read(w: int, frame: int) -> bytes:
+        """Residues of a window's frame."""
+        length = int(span[w, frame % 3])
         if frame < 3:
-            first = int(low[w, shift_f])
-            protein = forward[first : first + length : 3]
-        else:
-            last = int(high[w, shift_f])
-            protein = reverse[last - length + 3 : last + 1 : 3][::-1]
-        protein = protein.replace(b"\0", b"")
-        if not protein:
-            continue
-        bases = 3 * len(protein) + 1
-        if frame < 3:
-            a, b = first, min(first + bases, int(end[w]))
-            nucleotide = text[a:b]
-        else:
-            b = last + 3
-            a = max(b - bases, int(start[w]))
-            nucleotide = flipped[size - b : size - a]
-        contig = contigs[contig_of[w]]
-        offset = int(offsets[contig_of[w]])
-        name, n = FRAME_NAMES[frame], int(number[w])
-        rows.append(
-            (f"{contig.id}_chunk_{n}{name}", contig.id, n, name, a - offset, b - offset,
-             nucleotide, protein)
-        )  # fmt: skip
+            first = int(low[w, frame])
+            return forward[first : first + length : 3]
+        last = int(high[w, frame - 3])
+        return reverse[last - length + 3 : last + 1 : 3][::-1]
+
+    def add(w: int, name: str, a: int, b: int, nucleotide: bytes, protein: bytes) -> None:
+        contig, n, offset = contigs[contig_of[w]], int(number[w]), int(offsets[contig_of[w]])
+        named = f"{contig.id}_chunk_{n}{name}"
+        rows.append((named, contig.id, n, name, a - offset, b - offset, nucleotide, protein))
+
+    def add_run(w: int) -> None:
+        found = [(m, f) for f in range(6) for m in _RUN.finditer(read(w, f))]
+        if not found:
+            return
+        run, frame = max(found, key=lambda pair: len(pair[0][0]))
+        a, b = int(start[w]), int(end[w])
+        from_, to = (3 * at + frame % 3 for at in run.span())
+        strand = text[a:b] if frame < 3 else flipped[size - b : size - a]
+        within = (a + from_, a + to) if frame < 3 else (b - to, b - from_)
+        add(w, FRAME_NAMES[frame].lower(), *within, strand, run[0])
+
+    for w, frames in enumerate(kept):
+        found = False
+        for frame in np.flatnonzero(frames).tolist():
+            protein = read(w, frame).replace(b"\0", b"")
+            if not protein:
+                continue
+            found, bases = True, 3 * len(protein) + 1
+            if frame < 3:
+                a = int(low[w, frame])
+                b = min(a + bases, int(end[w]))
+                nucleotide = text[a:b]
+            else:
+                b = int(high[w, frame - 3]) + 3
+                a = max(b - bases, int(start[w]))
+                nucleotide = flipped[size - b : size - a]
+            add(w, FRAME_NAMES[frame], a, b, nucleotide, protein)
+        if runs and not found:
+            add_run(w)
     columns = zip(*rows, strict=True) if rows else ((),) * len(FRAMES)
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, FRAMES, strict=True)],
         schema=FRAMES,
     )
+
+
+def is_run(frames: pa.Array) -> pa.Array:
+    """Of names of frames, which are those of runs."""
+    return pc.utf8_is_lower(frames.cast(pa.string()))
 
 
 def batches(contigs: Iterable[Contig], bases: int = BATCH_BASES) -> Iterator[list[Contig]]:

@@ -29,7 +29,7 @@ _CORES = 8
 PARAMETERS = {"mini": 2.4e6}
 """Of both encoders; of a model that is not named here, those of the published ones."""
 
-PUBLISHED = 2.96e9
+PUBLISHED_PARAMETERS = 2.96e9
 
 MOST_TOKENS = {"cpu": 10_000.0}
 """Tokens a second beyond which tokenising and writing set the pace; on a GPU ten times as many."""
@@ -49,21 +49,25 @@ def _bases(fasta: Iterable[Path]) -> int:
     )
 
 
+def _tokens_per_second(parameters: float, device: str) -> float:
+    """Two operations a token and parameter."""
+    return min(FLOPS[device] / (2 * parameters), MOST_TOKENS.get(device, 100_000.0))
+
+
 def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
     """Bases of a piece on which `embed` works for about TASK_SECONDS on that class of device.
 
     A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
     Between 100 kb and 250 Mb.
     """
-    rate = FLOPS[device] / (2 * PARAMETERS.get(model, PUBLISHED))
-    rate = min(rate, MOST_TOKENS.get(device, 100_000.0))
+    rate = _tokens_per_second(PARAMETERS.get(model, PUBLISHED_PARAMETERS), device)
     target = TASK_SECONDS * rate / _tokens_per_base(model)
     return round(min(250e6, max(100e3, min(target, max(_bases(fasta) / 4, target / 10)))))
 
 
 def cpu_seconds(tokens: float, parameters: float) -> float:
-    """About how long this process's cores take: two operations a token and parameter."""
-    return tokens * 2 * parameters * _CORES / (FLOPS["cpu"] * _cores())
+    """About how long this process's cores take for so many tokens."""
+    return tokens / _tokens_per_second(parameters, "cpu") * _CORES / _cores()
 
 
 def _cores() -> int:
@@ -71,16 +75,17 @@ def _cores() -> int:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as one says it: 26 hours, 3 days."""
+    """A length of time as one says it: about 26 hours, about 3 days."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+            return f"about {seconds / length:.0f} {unit}"
+    return "less than 2 minutes"
 
 
 def cpu_time(fasta: Iterable[Path], model: str) -> str:
     """A sentence on how long this machine's cores would embed these files."""
-    seconds = cpu_seconds(_bases(fasta) * _tokens_per_base(model), PARAMETERS.get(model, PUBLISHED))
+    tokens = _bases(fasta) * _tokens_per_base(model)
+    time = in_words(cpu_seconds(tokens, PARAMETERS.get(model, PUBLISHED_PARAMETERS)))
     known = model in PARAMETERS or model.startswith("virnucpro-")
     size = model if known else "a model as large as the published ones"
-    return f"With {size}, {_cores()} CPU cores take about {in_words(seconds)} to embed it."
+    return f"With {size}, {_cores()} CPU cores take {time} to embed it."

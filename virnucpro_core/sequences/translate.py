@@ -17,7 +17,7 @@ from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import FRAME_FORMAT, table_writer
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig, read_fasta
-from virnucpro_core.sequences.frames import batches, frame_parts
+from virnucpro_core.sequences.frames import batches, frame_parts, is_run
 from virnucpro_core.sequences.windows import window_starts
 
 logger = logging.getLogger("virnucpro.translate")
@@ -89,12 +89,18 @@ class _Digest:
 
 
 def translate(
-    fasta: Sequence[Path], output: Path, window: int, fasta_dir: Path | None = None
+    fasta: Sequence[Path],
+    output: Path,
+    window: int,
+    fasta_dir: Path | None = None,
+    *,
+    runs: bool = False,
 ) -> int:
     """Write the stop-free frames of every window of the contigs as `schema.FRAMES`.
 
     With `fasta_dir`, also `chunked{window}.fa`, `identified_nucleotide.fa` and
     `identified_protein.faa` as the original writes them. Memory does not grow with the input.
+    runs: as of `stop_free_frames`; those three files do not have them.
 
     Returns the number of frames. Raises InputError as `read_fasta` does, and for an output that is
     an input.
@@ -116,11 +122,11 @@ def translate(
             digest.add_contigs(batch)
             if original:
                 original.write_chunks(batch)
-            for table in frame_parts(batch, window):
+            for table in frame_parts(batch, window, runs=runs):
                 writer.write(table)
                 digest.add_frames(table)
                 if original:
-                    original.write_frames(table)
+                    original.write_frames(table.filter(pc.invert(is_run(table["frame"]))))
                 frames += table.num_rows
             contigs += len(batch)
         writer.finish(

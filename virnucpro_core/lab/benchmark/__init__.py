@@ -18,7 +18,7 @@ from virnucpro_core.lab.benchmark.encoders import (
     peers,
 )
 from virnucpro_core.lab.benchmark.endtoend import end_to_end
-from virnucpro_core.lab.benchmark.lines import PUBLISHED, SMALL, Line, Size
+from virnucpro_core.lab.benchmark.lines import PUBLISHED_SIZE, SMALL_SIZE, Line, Size
 from virnucpro_core.lab.benchmark.plot import plot
 from virnucpro_core.lab.machine import machine
 
@@ -50,7 +50,7 @@ def benchmark(
     for section in sections or ():
         if section not in SECTIONS:
             raise InputError(f"section {section!r} is not known; choose of {', '.join(SECTIONS)}.")
-    size = size or (PUBLISHED if device.type == "cuda" else SMALL)
+    size = size or (PUBLISHED_SIZE if device.type == "cuda" else SMALL_SIZE)
     size = replace(size, tables=tuple(map(str, tables)))
     about = machine(device)
     show(", ".join(f"{key} {value}" for key, value in about.items()))

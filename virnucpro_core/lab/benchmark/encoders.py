@@ -25,8 +25,9 @@ from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.lab.benchmark.lines import Line, Size
 from virnucpro_core.lab.benchmark.peers import PEERS
 from virnucpro_core.models.dnabert_s import DNABERTS
-from virnucpro_core.models.encoder import Encoder, unfilled
+from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import ESM2
+from virnucpro_core.models.layout import unfilled
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import has_fp8
 from virnucpro_core.sequences.tokens import Tokens

@@ -23,13 +23,13 @@ from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.errors import VirNucProError
 from virnucpro_core.lab.augment import train_tokenizer
 from virnucpro_core.lab.benchmark.encoders import build
-from virnucpro_core.lab.benchmark.lines import PUBLISHED, Line, Size
-from virnucpro_core.lab.export import write_dnabert_s, write_esm2, write_weights
-from virnucpro_core.lab.profile import profile
+from virnucpro_core.lab.benchmark.lines import PUBLISHED_SIZE, Line, Size
+from virnucpro_core.lab.export import write_modules
+from virnucpro_core.lab.profiling import profile
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
-from virnucpro_core.models.store import Model, write_model
+from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_meta
 from virnucpro_core.sequences.translate import translate
 
@@ -43,16 +43,17 @@ def write_random_model(folder: Path, size: Size, device: torch.device) -> Model:
     """A complete model folder with random weights of the given sizes."""
     half = torch.float16
     esm2 = build(lambda: ESM2(*size.esm2), device, half)
-    write_esm2(folder / "esm2", esm2)
     dnabert = build(lambda: DNABERTS(*size.dnabert_s), device, half)
-    write_dnabert_s(folder / "dnabert_s", dnabert)
     rng = np.random.default_rng(0)
     text = ["".join(rng.choice(list("ACGT"), 500)) for _ in range(300)]
-    tokenizer = train_tokenizer(text, size.dnabert_s[0])
-    tokenizer.save(str(folder / "dnabert_s" / "tokenizer.json"))
-    dim = esm2.dim + dnabert.dim
-    write_weights(MLPClassifier(dim, 16).state_dict(), folder / "classifier.safetensors")
-    return write_model(folder, folder.name, WINDOW, dim)
+    return write_modules(
+        folder,
+        WINDOW,
+        dnabert_s=dnabert,
+        esm2=esm2,
+        classifier=MLPClassifier(esm2.dim + dnabert.dim, 16),
+        tokenizer=train_tokenizer(text, size.dnabert_s[0]).to_str(),
+    )
 
 
 def write_frames(path: Path, frames: int) -> None:
@@ -91,7 +92,7 @@ def _command(frames: Path, model: Model, device: torch.device, cache: Path) -> t
 
 def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
     """Lines on `embed` from file to file, and on its start; on at most 8 cores."""
-    gpu, large = device.type == "cuda", size.esm2 == PUBLISHED.esm2
+    gpu, large = device.type == "cuda", size.esm2 == PUBLISHED_SIZE.esm2
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,10 +1,10 @@
 """A reader of torch's pickled checkpoints that cannot run what they name.
 
 A torch checkpoint is a zip archive of a pickle and its tensors' bytes, and unpickling calls what
-the pickle names. So the pickle is not unpickled: `_Machine` reads the two dozen opcodes that a
-checkpoint needs and resolves no name at all. A name is compared with `_RULE`, a list of exact
-(module, name) pairs; those become a dict, a set, a tensor over the mapped file, or an `Inert`
-record. Any other name or opcode is refused, and there is no other loader to fall back to.
+the pickle names. So the pickle is not unpickled: `_Machine` reads the two dozen opcodes that
+`torch.save` writes and resolves no name at all. A name is compared with a list of exact (module,
+name) pairs; those become a dict, a set, a tensor over the mapped file, or an `Inert` record. Any
+other name or opcode is refused, and there is no other loader to fall back to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +23,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-MAX_PICKLE = 4 << 20
-"""Bytes; the pickle of ESM-2 3B, its tensors' bytes apart, has some 200 kB."""
+MAX_PICKLE = 1 << 20
+"""Bytes, read in 1 s; the pickle of ESM-2 3B, its tensors' bytes apart, has some 200 kB."""
 
-SMALL = 32 << 20
+CHECKED_BYTES = 32 << 20
 """Bytes of a tensor whose checksum is compared, in 11 ms; larger ones have their sha256 alone."""
 
 _STORAGES = {
@@ -40,23 +40,19 @@ _STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
 }
-DTYPES = frozenset(_STORAGES.values())
 _CALLS = {
     ("collections", "OrderedDict"): "dict",
     ("__builtin__", "set"): "set",
-    ("builtins", "set"): "set",
     ("torch._utils", "_rebuild_tensor_v2"): "tensor",
     ("torch._utils", "_rebuild_parameter"): "parameter",
 }
-_RECORDS = frozenset(
-    {
-        ("__main__", "MLPClassifier"),
-        ("torch.nn.modules.linear", "Linear"),
-        ("torch.nn.modules.batchnorm", "BatchNorm1d"),
-        ("torch.nn.modules.dropout", "Dropout"),
-        ("argparse", "Namespace"),
-    }
-)
+_RECORDS = {
+    ("__main__", "MLPClassifier"),
+    ("torch.nn.modules.linear", "Linear"),
+    ("torch.nn.modules.batchnorm", "BatchNorm1d"),
+    ("torch.nn.modules.dropout", "Dropout"),
+    ("argparse", "Namespace"),
+}
 _RULE = _CALLS.keys() | _RECORDS | {("torch", name) for name in _STORAGES}
 
 
@@ -82,11 +78,9 @@ class _Global:
 
 @dataclass(frozen=True, eq=False)
 class _Storage:
-    """Where a tensor's elements lie in the mapped file."""
+    """A tensor's elements, in one row, in the mapped file."""
 
-    dtype: torch.dtype
-    start: int
-    numel: int
+    flat: Tensor
 
 
 class _Archive:
@@ -102,18 +96,19 @@ class _Archive:
                 # Torch never compresses; what is compressed may be a bomb.
                 if entry.compress_type or entry.flag_bits & 1:
                     raise RefusedError(f"holds a compressed entry, {shown(entry.filename)}")
-            roots = [n[:-9] for n in self._entries if n.endswith("/data.pkl") and n.count("/") == 1]
-            if len(roots) != 1:
+            pickles = [n for n in self._entries if n.endswith("/data.pkl") and n.count("/") == 1]
+            if len(pickles) != 1:
                 raise RefusedError("is a zip archive, but not one that torch.save wrote")
-            self._root = roots[0]
-            if self._entries[f"{self._root}/data.pkl"].file_size > MAX_PICKLE:
+            self._root = pickles[0].removesuffix("/data.pkl")
+            if self._entries[pickles[0]].file_size > MAX_PICKLE:
                 raise RefusedError(f"holds a pickle of more than {MAX_PICKLE >> 20} MiB")
-            self.pickle = archive.read(f"{self._root}/data.pkl")
+            self.pickle = archive.read(pickles[0])
             order = f"{self._root}/byteorder"
             if order in self._entries and archive.open(order).read(8) != b"little":
                 raise RefusedError("was written on a big-endian machine")
             # Copy-on-write, because torch wants memory that it may write to.
             self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._known: dict[tuple[str, torch.dtype], _Storage] = {}
 
     def storage(self, persistent_id: object) -> _Storage:
         """The storage that a persistent id (storage, class, key, device, elements) points to."""
@@ -129,43 +124,42 @@ class _Archive:
             raise RefusedError(
                 f"says {numel} {dtype} for the {entry.file_size} bytes of {shown(key)}"
             )
-        at = entry.header_offset
+        if (key, dtype) not in self._known:  # else many tensors of one storage cost as many reads
+            self._known[key, dtype] = _Storage(self._row(entry, dtype))
+        return self._known[key, dtype]
+
+    def _row(self, entry: zipfile.ZipInfo, dtype: torch.dtype) -> Tensor:
+        name, at = shown(entry.filename.rpartition("/")[2]), entry.header_offset
         local = self._map[at : at + 30]
         if len(local) < 30 or local[:4] != b"PK\3\4":
-            raise RefusedError(f"is damaged at the header of storage {shown(key)}")
+            raise RefusedError(f"is damaged at the header of storage {name}")
         start = at + 30 + sum(struct.unpack("<HH", local[26:30]))
         stop = start + entry.file_size
         if stop > len(self._map):
-            raise RefusedError(f"ends within storage {shown(key)}")
-        if entry.file_size <= SMALL and zlib.crc32(self._map[start:stop]) != entry.CRC:
-            raise RefusedError(f"is damaged in storage {shown(key)}")
-        return _Storage(dtype, start, numel)
+            raise RefusedError(f"ends within storage {name}")
+        if entry.file_size <= CHECKED_BYTES and zlib.crc32(self._map[start:stop]) != entry.CRC:
+            raise RefusedError(f"is damaged in storage {name}")
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        if start % dtype.itemsize:
+            return torch.frombuffer(bytearray(self._map[start:stop]), dtype=dtype)
+        count = entry.file_size // dtype.itemsize
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=start)
 
     def tensor(self, storage: object, offset: object, size: object, stride: object) -> Tensor:
         """A view of a storage; refused when it reaches, or repeats elements, beyond it."""
-        if not (isinstance(storage, _Storage) and isinstance(size, tuple)):
+        if not isinstance(storage, _Storage):
             raise RefusedError("builds a tensor out of something else")
-        shape, steps = _lengths(size), _lengths(stride)
-        first = _lengths((offset,))[0]
+        shape, steps, first = _lengths(size), _lengths(stride), _lengths((offset,))[0]
         if len(shape) != len(steps) or len(shape) > 8:
             raise RefusedError("holds a tensor whose shape and strides do not fit together")
-        count = math.prod(shape)
-        reach = 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
-        if count > storage.numel or (count and first + reach > storage.numel):
-            raise RefusedError(
-                f"holds a tensor of shape {shape} beyond its {storage.numel} elements"
-            )
+        count, there = math.prod(shape), storage.flat.numel()
+        last = first + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+        if count > there or (count and last >= there):
+            raise RefusedError(f"holds a tensor of shape {shape} beyond its {there} elements")
         if not count:
-            return torch.empty(shape, dtype=storage.dtype)
-        width = storage.dtype.itemsize
-        if storage.start % width == 0:
-            flat = torch.frombuffer(
-                self._map, dtype=storage.dtype, count=storage.numel, offset=storage.start
-            )
-        else:
-            stop = storage.start + storage.numel * width
-            flat = torch.frombuffer(bytearray(self._map[storage.start : stop]), dtype=storage.dtype)
-        return flat.as_strided(shape, steps, first)
+            return torch.empty(shape, dtype=storage.flat.dtype)
+        return storage.flat.as_strided(shape, steps, first)
 
 
 def _lengths(values: object) -> tuple[int, ...]:
@@ -184,6 +178,7 @@ class _Machine:
         self.stack: list[object] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        self.keyed = 0
 
     def run(self) -> object:
         for opcode, argument, _ in pickletools.genops(self.archive.pickle):
@@ -195,22 +190,16 @@ class _Machine:
     def step(self, opcode: str, arg: object) -> None:
         push, pop = self.stack.append, self.stack.pop
         match opcode:
-            case "PROTO" | "FRAME":
+            case "PROTO":
                 pass
-            case "NONE":
-                push(None)
+            case "NONE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                push(arg)
             case "NEWTRUE" | "NEWFALSE":
                 push(opcode == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                push(arg)
-            case "BINUNICODE" | "SHORT_BINUNICODE":
-                push(arg)
             case "EMPTY_DICT":
                 push({})
             case "EMPTY_LIST":
                 push([])
-            case "EMPTY_SET":
-                push(set())
             case "EMPTY_TUPLE":
                 push(())
             case "MARK":
@@ -220,26 +209,20 @@ class _Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 push(tuple([pop() for _ in range(int(opcode[-1]))][::-1]))
             case "BINPUT" | "LONG_BINPUT":
-                assert isinstance(arg, int)
-                self.memo[arg] = self.stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = self.stack[-1]
+                self.memo[cast("int", arg)] = self.stack[-1]
             case "BINGET" | "LONG_BINGET":
-                assert isinstance(arg, int)
-                push(self.memo[arg])
+                push(self.memo[cast("int", arg)])
             case "APPEND" | "APPENDS":
                 new = self.above_mark() if opcode == "APPENDS" else [pop()]
                 self.top(list).extend(new)
-            case "ADDITEMS":
-                self.top(set).update(_keys(self.above_mark()))
             case "SETITEM" | "SETITEMS":
                 items = self.above_mark() if opcode == "SETITEMS" else [pop(), pop()][::-1]
-                self.top(dict).update(zip(_keys(items[::2]), items[1::2], strict=True))
+                self.top(dict).update(zip(self.keys(items[::2]), items[1::2], strict=True))
             case "GLOBAL":
-                push(self.named(*str(arg).split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = pop(), pop()
-                push(self.named(module, name))
+                module, name = str(arg).split(" ", 1)
+                if (module, name) not in _RULE:
+                    raise RefusedError(f"names {shown(module)}.{shown(name)}")
+                push(_Global((module, name)))
             case "BINPERSID":
                 push(self.archive.storage(pop()))
             case "NEWOBJ":
@@ -253,11 +236,12 @@ class _Machine:
             case "BUILD":
                 state = pop()
                 if isinstance(self.stack[-1], Inert) and isinstance(state, dict):
-                    self.stack[-1].state.update(state)
+                    self.stack[-1].state.update({key: state[key] for key in self.keys(state)})
                 elif not isinstance(self.stack[-1], dict):  # a state dict's _metadata is left out
                     raise RefusedError("sets the state of something that has none")
             case _:
-                raise RefusedError(f"uses the pickle opcode {opcode} ({shown(arg)})")
+                what = opcode if arg is None else f"{opcode} ({shown(arg)})"
+                raise RefusedError(f"uses the pickle opcode {what}")
 
     def above_mark(self) -> list[object]:
         mark = self.marks.pop()
@@ -271,10 +255,15 @@ class _Machine:
             raise RefusedError(f"puts items into something that is no {kind.__name__}")
         return value
 
-    def named(self, module: object, name: object) -> _Global:
-        if not (isinstance(module, str) and isinstance(name, str) and (module, name) in _RULE):
-            raise RefusedError(f"names {shown(module)}.{shown(name)}")
-        return _Global((module, name))
+    def keys(self, values: Iterable[object] = ()) -> list[Any]:
+        """Values that may be keys: nested tuples hash in exponential time if they share parts."""
+        keys = list(values)
+        if not all(isinstance(key, str | int) for key in keys):
+            raise RefusedError("holds a dict or set whose keys are not text or numbers")
+        self.keyed += len(keys)
+        if self.keyed > len(self.archive.pickle):
+            raise RefusedError("fills dicts or sets with more than it has bytes")
+        return keys
 
     def call(self, function: object, args: object) -> object:
         kind = _CALLS.get(function.pair) if isinstance(function, _Global) else None
@@ -282,7 +271,7 @@ class _Machine:
             case "dict", ():
                 return {}
             case "set", () | ([*_],):
-                return set(_keys(*args))
+                return set(self.keys(*args))
             case "tensor", (storage, offset, size, stride, *_):
                 return self.archive.tensor(storage, offset, size, stride)
             case "parameter", (Tensor() as data, *_):
@@ -294,13 +283,6 @@ class _Machine:
 def shown(name: object) -> str:
     """A name from a hostile file, fit for a terminal."""
     return ascii(name).strip("'")[:80] if isinstance(name, str | int) else type(name).__name__
-
-
-def _keys(values: Sequence[object] = ()) -> list[str | int]:
-    # Nested tuples hash in exponential time when they share their parts.
-    if not all(isinstance(value, str | int) for value in values):
-        raise RefusedError("holds a dict or set whose keys are not text or numbers")
-    return cast("list[str | int]", values)
 
 
 def read_pickled(path: Path) -> object:

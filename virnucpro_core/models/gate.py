@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from virnucpro_core.errors import InputError, VirNucProError
-from virnucpro_core.files import blame_machine, written_aside
+from virnucpro_core.errors import InputError
+from virnucpro_core.files import blame_machine
 from virnucpro_core.models.precision import check_precision
-from virnucpro_core.models.store import SHIPPED, Model
+from virnucpro_core.models.store import Model
 
 logger = logging.getLogger("virnucpro.models")
 
@@ -30,17 +30,18 @@ LEAST_FRAMES = 100
 """Of a validation that the gate goes by: fewer leave it open whether one call in thirty flips."""
 
 
-def _records(model: Model) -> dict[str, Any]:
+def validations(model: Model) -> dict[str, Any]:
+    """What is stored, by precision; nothing where there is none, or no JSON object."""
     path = model.folder / STORED
     try:
-        records = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         blame_machine(error, path)
         return {}
-    return records if isinstance(records, dict) else {}
+    return stored if isinstance(stored, dict) else {}
 
 
-def _good(record: Mapping[str, Any]) -> bool:
+def good(record: Mapping[str, Any]) -> bool:
     """Whether a record's figures reach the bars of the gate, whatever bars it was made with."""
     try:
         cosines = [figures["least_cosine"] for figures in record["encoders"].values()]
@@ -58,49 +59,14 @@ def passed(model: Model, precision: str) -> bool:
 
     The classifier's count as well: calls were compared through it.
     """
-    record = _records(model).get(precision)
+    record = validations(model).get(precision)
     return (
         isinstance(record, dict)
         and record.get("weights") == model.weights
         and isinstance(frames := record.get("frames"), int)
         and frames >= LEAST_FRAMES
-        and _good(record)
+        and good(record)
     )
-
-
-def keep(model: Model, precision: str, record: Mapping[str, Any]) -> None:
-    """Store a validation's record, if it opens the gate or closes it again.
-
-    Good figures of too few frames do neither. Where the folder is not to be written, a warning says
-    what to do instead.
-    """
-    good, frames = _good(record), record["frames"]
-    if good and frames < LEAST_FRAMES:
-        logger.warning(
-            "%d frames are too few to go by, so this validation is not kept; give a table of at "
-            "least %d.",
-            frames,
-            LEAST_FRAMES,
-        )
-        return
-    if not good and not passed(model, precision):
-        return
-    path = model.folder / STORED
-    why = "the folder of the package" if SHIPPED in path.resolve().parents else ""
-    try:
-        if not why:
-            with written_aside(path) as aside:
-                records = {**_records(model), precision: record}
-                aside.write_text(json.dumps(records, indent=2) + "\n")
-    except (OSError, VirNucProError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-    if why:
-        logger.warning(
-            "%s: cannot be written (%s), so this validation is not kept; copy the model to a "
-            "folder of yours and name that with --models-dir.",
-            path,
-            why,
-        )
 
 
 def require(

@@ -6,16 +6,14 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from virnucpro_core.errors import ModelError, need_room
 from virnucpro_core.files import blame_machine
-from virnucpro_core.models.pickles import DTYPES, Inert, RefusedError, read_pickled, shown
+from virnucpro_core.models.layout import read_weights
+from virnucpro_core.published.pickles import Inert, RefusedError, read_pickled, shown
 from virnucpro_core.reading import is_inside, read_object, unreadable
 
 MAX_DEPTH = 16
@@ -95,9 +93,9 @@ def _is_shard(name: object) -> bool:
     return is_inside(name) and "/" not in str(name) and not str(name).endswith(".json")
 
 
-def _read_index(path: Path) -> dict[str, object]:
+def _read_index(path: Path) -> dict[str, Tensor]:
     where = read_weight_map(path)
-    state: dict[str, object] = {}
+    state: dict[str, Tensor] = {}
     for shard in sorted(set(where.values())):
         part = read_state_dict(path.parent / shard)
         state.update({key: part[key] for key in where if where[key] == shard and key in part})
@@ -108,49 +106,38 @@ def _read_index(path: Path) -> dict[str, object]:
     return state
 
 
+def state_dict_of(content: dict[str, object], path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint: bare, under "model" or "state_dict", or of a pickled module."""
+    for inner in ("model", "state_dict", ""):
+        match content.get(inner):
+            case dict(nested):
+                content = nested
+                break
+            case Inert() as record:
+                try:
+                    content = dict(_module_state(record, "", set()))
+                except RefusedError as error:
+                    _refuse(path, str(error))
+                break
+    if not content:
+        _refuse(path, "holds no weights")
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            _refuse(path, f"holds {name!r:.80}, which is no tensor")
+    return cast("dict[str, Tensor]", content)
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Names and tensors of a weight file, on the CPU, mapped rather than read where possible.
 
     Reads safetensors, a state dict that torch saved (bare, or under "model" or "state_dict"), the
     classifier module that the original pickles whole, and the `*.index.json` of sharded weights.
-    Raises ModelError when the file names or holds anything else, or a value that is not finite.
+    Raises ModelError when the file names or holds anything else.
     """
     need_room()
-    state: dict[str, object]
-    if path.suffix == ".json":
-        state = _read_index(path)
-    elif path.suffix == ".safetensors":
-        try:
-            with path.open("rb"):  # whose errors say what is wrong, which load_file's do not
-                state = dict(load_file(path))
-        except OSError as error:
-            raise unreadable(path, error) from None
-        except (SafetensorError, ValueError, RuntimeError, LookupError, TypeError) as error:
-            blame_machine(error, path)
-            _refuse(path, f"is no safetensors file, or a damaged one ({error})")
-    else:
-        content = read_checkpoint(path)
-        for inner in ("model", "state_dict", ""):
-            match content.get(inner):
-                case dict(nested):
-                    content = nested
-                    break
-                case Inert() as record:
-                    try:
-                        content = dict(_module_state(record, "", set()))
-                    except RefusedError as error:
-                        _refuse(path, str(error))
-                    break
-        state = content
-    if not state:
-        _refuse(path, "holds no weights")
-    tensors: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor) and value.dtype in DTYPES):
-            _refuse(path, f"holds {name!r:.80}, which is no tensor of a known kind")
-        # Least and greatest carry NaN and infinity, without a mask as large as the tensor.
-        bounds = torch.aminmax(value) if value.is_floating_point() and value.numel() else ()
-        if not all(torch.isfinite(bound.float()) for bound in bounds):
-            _refuse(path, f"holds values in {name!r:.80} that are not finite")
-        tensors[name] = value
-    return tensors
+    match path.suffix:
+        case ".json":
+            return _read_index(path)
+        case ".safetensors":
+            return read_weights(path)
+    return state_dict_of(read_checkpoint(path), path)

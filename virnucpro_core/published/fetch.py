@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blame_machine, blamed
-from virnucpro_core.models.checkpoints import read_weight_map
-from virnucpro_core.models.classifier import load_classifier
-from virnucpro_core.models.encoder import WEIGHT_FILES
-from virnucpro_core.models.store import PUBLISHED, Model, import_model, root_folder, sha256
+from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, root_folder, sha256
+from virnucpro_core.published.checkpoints import read_weight_map
+from virnucpro_core.published.formats import WEIGHT_FILES, load_classifier
+from virnucpro_core.published.imports import import_model
 
 logger = logging.getLogger("virnucpro.models")
 
@@ -98,13 +98,15 @@ def fetch_model(
     the classifier or the models folder is not given, ModelError when a part cannot be fetched or
     does not load.
     """
-    if name not in PUBLISHED:
-        raise InputError(f"model {name!r} is not published; choose one of {', '.join(PUBLISHED)}.")
+    if name not in PUBLISHED_WINDOWS:
+        raise InputError(
+            f"model {name!r} is not published; choose one of {', '.join(PUBLISHED_WINDOWS)}."
+        )
     root = root_folder(models_dir)
     if classifier is None:
         raise InputError(
-            f"the classifier of {name} is not on the hub: get {PUBLISHED[name]}_model.pth from "
-            f"{ORIGINAL} and give its path or URL with --classifier; the rest is fetched then."
+            f"the classifier of {name} is not on the hub: get {PUBLISHED_WINDOWS[name]}_model.pth "
+            f"from {ORIGINAL} and give its path or URL with --classifier; the rest is fetched then."
         )
     encoders = {
         "dnabert_s": (DNABERT_S, dnabert_s_revision, ["config.json", "tokenizer.json"]),

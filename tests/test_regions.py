@@ -1,0 +1,64 @@
+"""Viral stretches of a contig."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from virnucpro_core.results.regions import (
+    LEAST_SCORE,
+    LEAST_WINDOWS,
+    Segment,
+    maximal_segments,
+    viral_segments,
+)
+
+
+def by_definition(scores: list[float], first: int = 0) -> list[Segment]:
+    """The segment of the greatest score, and those of what lies on either side of it."""
+    sums = [
+        (sum(scores[a:b]), a, b) for a in range(len(scores)) for b in range(a + 1, len(scores) + 1)
+    ]
+    if not sums or max(sums)[0] <= 0:
+        return []
+    best, a, b = max(sums, key=lambda part: (part[0], -(part[2] - part[1])))
+    return [
+        *by_definition(scores[:a], first),
+        Segment(first + a, first + b, best),
+        *by_definition(scores[b:], first + b),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_segments_of_random_scores_are_those_of_the_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(rng.uniform(-1, 1), 1, int(rng.integers(0, 30))).tolist()
+    found, expected = maximal_segments(scores), by_definition(scores)
+    assert [s[:2] for s in found] == [s[:2] for s in expected]
+    assert np.allclose([s.score for s in found], [s.score for s in expected])
+
+
+def test_segments_of_a_paper_s_example_are_as_printed_there() -> None:
+    """Ruzzo and Tompa 1999, figure 1."""
+    scores = [4, -5, 3, -3, 1, 2, -2, 2, -2, 1, 5]
+    assert maximal_segments(scores) == [(0, 1, 4), (2, 3, 3), (4, 11, 7)]
+
+
+def test_a_stretch_of_viral_windows_is_a_region_over_a_gap_without_scores() -> None:
+    odds = np.full(60, -3.0)
+    odds[20:32] = 4.0
+    odds[24:27] = np.nan
+    (region,) = viral_segments(odds)
+    assert (region.first, region.last) == (20, 32)
+
+
+@pytest.mark.parametrize("windows", [1, LEAST_WINDOWS - 1])
+def test_few_windows_are_no_region_however_high_they_score(windows: int) -> None:
+    odds = np.full(60, -3.0)
+    odds[20 : 20 + windows] = 1e9
+    assert viral_segments(odds) == []
+
+
+def test_windows_that_hardly_speak_are_no_region() -> None:
+    assert viral_segments(np.full(100, 1.0)) == []
+    assert LEAST_SCORE > 0

@@ -1,0 +1,108 @@
+"""A model's folder, written in the one form that a run reads: see `layout`."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from virnucpro_core.errors import ModelError
+from virnucpro_core.files import written_aside
+from virnucpro_core.models.classifier import classifier_of
+from virnucpro_core.models.dnabert_s import dnabert_s_of
+from virnucpro_core.models.esm2 import esm2_of
+from virnucpro_core.models.layout import CONFIG, FLOATS, TOKENIZER, WEIGHTS, Stored, checked
+from virnucpro_core.models.store import CLASSIFIER, FILES, MODEL_FORMAT, Model, read_model, sha256
+
+KINDS = {**FLOATS, torch.int64: "I64"}
+
+
+def _kept_in(tensor: Tensor) -> torch.dtype:
+    """fp16 where that loses nothing of the values, else what they are in."""
+    if not tensor.is_floating_point():
+        return torch.int64
+    half = tensor.to(torch.float16)
+    return half.dtype if torch.equal(half.to(tensor.dtype), tensor) else tensor.dtype
+
+
+def _kinds(module: nn.Module, stored: Stored) -> dict[str, torch.dtype]:
+    """In what each weight of a module is to be stored, the widest first; all are checked."""
+    kinds = {name: _kept_in(tensor) for name, tensor in checked(module, stored)}
+    # so each lies where its width divides
+    return dict(sorted(kinds.items(), key=lambda item: -item[1].itemsize))
+
+
+def _write_weights(path: Path, stored: Stored, kinds: Mapping[str, torch.dtype]) -> None:
+    """Write safetensors of the kinds told, with one tensor in memory at a time."""
+    head: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, kind in kinds.items():
+        shape = stored.state[name].shape
+        begin, end = end, end + kind.itemsize * shape.numel()
+        head[name] = {"dtype": KINDS[kind], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with written_aside(path) as aside, aside.open("wb") as handle:
+        handle.write(struct.pack("<Q", len(text)) + text)
+        for name, kind in kinds.items():
+            flat = stored.state[name].detach().to("cpu", kind).reshape(-1)
+            handle.write(flat.view(torch.uint8).numpy().data)
+
+
+def _write_json(path: Path, content: object) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_model(
+    folder: Path,
+    name: str,
+    window: int,
+    *,
+    dnabert_s: Stored,
+    esm2: Stored,
+    classifier: Stored,
+    tokenizer: bytes,
+    **about: object,
+) -> Model:
+    """Write a model's folder out of its parts; what was there is replaced once they are checked.
+
+    Weights go tensor by tensor, in fp16 where that loses nothing of any value: how many are in
+    which form stands in model.json as `stored`, beside all of `about`. Raises ModelError when a
+    part is not whole, or the parts do not belong together.
+    """
+    nucleotide, protein, head = dnabert_s_of(dnabert_s), esm2_of(esm2), classifier_of(classifier)
+    dim = nucleotide.dim + protein.dim
+    if dim != head.input_dim:
+        raise ModelError(
+            f"{classifier.path}: takes {head.input_dim} values a frame, the encoders give {dim}; "
+            "these parts do not belong together."
+        )
+    parts = {
+        f"dnabert_s/{WEIGHTS}": (dnabert_s, _kinds(nucleotide, dnabert_s)),
+        f"esm2/{WEIGHTS}": (esm2, _kinds(protein, esm2)),
+        CLASSIFIER: (classifier, _kinds(head, classifier)),
+    }
+    # what is replaced must not be taken for what an earlier model.json recorded
+    (folder / "model.json").unlink(missing_ok=True)
+    for file, (stored, kinds) in parts.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        _write_weights(folder / file, stored, kinds)
+    for part, config in (("dnabert_s", dnabert_s.config), ("esm2", esm2.config)):
+        _write_json(folder / part / CONFIG, dict(config))
+    with written_aside(folder / "dnabert_s" / TOKENIZER) as aside:
+        aside.write_bytes(tokenizer)
+    record = {
+        **{"format": MODEL_FORMAT, "name": name, "window": window, "dim": dim},
+        "weights": {file: sha256(folder / file) for file in FILES},
+        "stored": {
+            file: Counter(map(KINDS.get, kinds.values())) for file, (_, kinds) in parts.items()
+        },
+    }
+    _write_json(folder / "model.json", {**record, **about})
+    return read_model(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 NEIGHBOURS = 20
 """GeneIDs no further apart are of one genome."""
 
-SAMPLED = {"prokaryote_gene": (400, 36), "eukaryote_gene": (400, 5)}
+SAMPLED = {"prokaryote_gene": (400, 16), "eukaryote_gene": (300, 1)}
 """Shortest gene in bases, and one gene in how many is taken, by a checksum of its header."""
 
 

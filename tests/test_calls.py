@@ -182,7 +182,7 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     assert calls.contig.tolist() == [1, 2, 2]
     contig, number = np.array([2, 2, 1]), np.array([2, 2, 1])
     scores = np.array([[0.9, 0.1], [0.05, 0.95], [0.7, 0.3]], np.float32)
-    calls.add(contig, number, scores)
+    calls.add(contig, number, scores, np.zeros(3, np.bool_))
     assert calls.is_virus.tolist() == [False, False, True]
     assert calls.called.tolist() == [True, False, True]
     assert calls.misplaced(np.array([1, 2, 0, 1]), np.array([2, 2, 1, 0])).tolist() == [

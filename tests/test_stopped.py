@@ -41,7 +41,7 @@ if sys.argv[1] == "train":
     sys.path.insert(0, TESTS)
     from tiny import FAST
     from virnucpro_core.lab import train
-    train.Recipe = lambda: FAST
+    train.Recipe.read = lambda path=None: FAST
 from virnucpro_core.cli import main
 main()
 """.replace("TESTS", repr(str(Path(__file__).parent)))

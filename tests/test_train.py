@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_cli import assert_refused, virnucpro
-from tiny import SMALL, coding
+from tiny import MINI, SMALL, coding
 
 import virnucpro_core as vnp
-from virnucpro_core.lab.augment import Augmentation, Batches, read_frames
+from virnucpro_core.lab.augment import Batches, read_frames
 from virnucpro_core.lab.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
 from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.heldout import (
     Labelled,
-    Scored,
+    call_windows,
     conservative,
     figures,
+    fit_rule,
     found_at,
     frames_of,
     roc_auc,
-    score_windows,
 )
+from virnucpro_core.lab.train import MINI as RECIPE
 from virnucpro_core.lab.train import Recipe, train
 from virnucpro_core.models.store import resolve_model, verify
+from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import stop_free_frames
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, NucleotideTokenizer
@@ -77,39 +79,39 @@ def test_the_threshold_lets_the_share_asked_for_of_others_be_called() -> None:
     frames = frames_of(sample, 300)
     odds = rng.normal(size=len(frames["contig"]))
 
-    def scored(shift: float) -> Scored:
+    def called(shift: float) -> WindowCalls:
         virus = 1 / (1 + np.exp(-odds - shift))
-        return score_windows(sample, 300, frames, np.stack([1 - virus, virus], 1).astype("f4"))
+        return call_windows(sample, 300, frames, np.stack([1 - virus, virus], 1).astype("f4"))
 
     for false in (0.05, 0.3):
-        found = figures(sample, scored(conservative(sample, scored(0.0), false)))["contigs"]
+        calls = called(conservative(sample, called(0.0), false))
+        found = figures(sample, calls)["windows"]
+        assert 1 - found["specificity"] == pytest.approx(false, abs=0.011)
+        found = figures(sample, calls, fit_rule(sample, calls, false))["contigs"]
         assert 1 - found["specificity"] == pytest.approx(false, abs=0.011)
 
 
 def test_frames_read_for_training_are_the_pipelines_own() -> None:
     rng = np.random.default_rng(0)
-    for width in (30, 61, 200):
+    for width in (9, 30, 61, 200):
         windows = rng.integers(0, 4, (40, width), np.uint8)
         contigs = [Contig(str(n), "", letters(row)) for n, row in enumerate(windows)]
-        frames = stop_free_frames(contigs, width).to_pydict()
+        frames = stop_free_frames(contigs, width, runs=True).to_pydict()
         columns = (frames["contig"], frames["nucleotide"], frames["protein"])
         known = set(zip(*columns, strict=True))
         met = set()
         for _ in range(60):
             for reading in read_frames(windows, rng):
-                for n, bases, ids in zip(*reading, strict=True):
-                    if len(ids):
-                        protein = "".join(ESM_ALPHABET[i] for i in ids)
-                        met.add((str(n), letters(bases).decode(), protein))
-                    else:
-                        assert str(n) not in columns[0]
-                        assert len(bases) == width
+                columns_of = (reading.window, reading.bases, reading.residues, reading.run)
+                for n, bases, ids, (begin, end) in zip(*columns_of, strict=True):
+                    protein = "".join(ESM_ALPHABET[i] for i in ids[begin:end])
+                    met.add((str(n), letters(bases).decode(), protein))
         assert met == known
 
 
 def test_batches_are_the_same_whether_made_here_or_by_processes(corpus: Corpus) -> None:
     tokenize = NucleotideTokenizer(resolve_model("mini").nucleotide / "tokenizer.json")
-    batches = Batches(corpus, 300, tokenize, 32, Augmentation(), 0)
+    batches = Batches(corpus, 300, tokenize, 32, MINI.augmentation, 0)
     here, there = (list(batches.stream(6, workers)) for workers in (0, 2))
     for one, other in zip(here, there, strict=True):
         for mine, theirs in zip(
@@ -124,12 +126,12 @@ def test_a_batch_hides_halves_and_tokens_and_labels_what_is_shuffled_as_other(
     corpus: Corpus,
 ) -> None:
     tokenize = NucleotideTokenizer(resolve_model("mini").nucleotide / "tokenizer.json")
-    batch = Batches(corpus, 300, tokenize, 256, Augmentation(shuffled=0.2), 0)[0]
+    batch = Batches(corpus, 300, tokenize, 256, replace(MINI.augmentation, shuffled=0.2), 0)[0]
     none = batch.nucleotide.lengths == 2, batch.protein.lengths == 2
     assert 0.1 < none[0].mean() < 0.3 < 0.5 > none[1].mean() > 0.1
     assert not (none[0] & none[1]).any()
     for half in (batch.nucleotide, batch.protein):
-        assert len(half.at) / len(half.ids) == pytest.approx(Augmentation().mask, abs=0.04)
+        assert len(half.at) / len(half.ids) == pytest.approx(MINI.augmentation.mask, abs=0.04)
         assert (half.ids[half.at] != half.truth).all()
     made_up = batch.kind < 0
     assert made_up.any()
@@ -213,6 +215,26 @@ def test_training_refuses_a_kind_of_both_classes(tmp_path: Path) -> None:
         run({name: tmp_path / f"{name}.fa" for name in ("virus", "other")}, tmp_path / "out")
 
 
+def test_recipe_with_a_changed_entry_is_read_and_an_odd_one_refused(tmp_path: Path) -> None:
+    path, text = tmp_path / "own.toml", RECIPE.read_text()
+    path.write_text(text.replace("steps = 12000", "steps = 7").replace("noise = 0.05", "noise = 0"))
+    own = Recipe.read(path)
+    assert own == replace(MINI, steps=7, augmentation=replace(MINI.augmentation, noise=0))
+    for old, new, said in (
+        ("steps = 12000", "", "lacks the entry 'steps'"),
+        ("steps = 12000", "steps = 0", "steps = 0 is no value"),
+        ("noise = 0.05", "noise = -1", "noise = -1 is no value"),
+        ("hidden = 256", "hidden = 256\nwidth = 3", "unknown entry 'width'"),
+        ("[3, 192, 6]", "[3, 192]", "is no value"),
+        ("hidden", "= hidden", "is no recipe"),
+    ):
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(vnp.InputError, match=said):
+            Recipe.read(path)
+    with pytest.raises(vnp.InputError, match="is no recipe"):
+        Recipe.read(tmp_path / "none.toml")
+
+
 def test_evaluate_without_frames_of_one_class_exits_2(tmp_path: Path) -> None:
     (tmp_path / "virus.fa").write_text(f">virus\n{'GCA' * 200}\n")
     (tmp_path / "other.fa").write_text(">other\nAC\n")
@@ -259,7 +281,7 @@ def test_mini_is_small_and_what_its_record_says() -> None:
     assert sum(path.stat().st_size for path in files) <= 10_000_000
     assert {str(path.relative_to(mini.folder)) for path in files} == {*mini.weights, "model.json"}
     record = json.loads((mini.folder / "model.json").read_text())["training"]
-    assert record["recipe"] == json.loads(json.dumps(asdict(Recipe())))
+    assert record["recipe"] == json.loads(json.dumps(asdict(MINI)))
     assert vnp.load_classifier(mini.classifier).input_dim == mini.dim
 
 

@@ -21,7 +21,9 @@ from virnucpro_core.sequences.translate import translate
 WINDOW = 300
 SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 
-SMALL = Recipe(
+MINI = Recipe.read()
+SMALL = replace(
+    MINI,
     nucleotide=(1, 16, 2), protein=(1, 16, 2), hidden=8, vocabulary=64, steps=40, batch=64,
     learning_rate=1e-2, average=0.8, contigs=60, look=20,
 )  # fmt: skip

@@ -16,9 +16,10 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
         def own = models_dir ? file(models_dir).resolve(name) : null
         [name, own?.resolve('model.json')?.exists() ? own : []]
     }
-    // Translate needs of the model its window alone, so no task has to copy gigabytes for that.
+    // Translate needs of the model its window and whether it has a rule, so no task has to copy gigabytes for that.
     ch_window = ch_own.map { name, own ->
-        [name, own ? new groovy.json.JsonSlurper().parse(own.resolve('model.json')).window : []]
+        def about = own ? new groovy.json.JsonSlurper().parse(own.resolve('model.json')) : null
+        [name, about ? "${about.window}${about.contig_rule ? ' --runs' : ''}".toString() : []]
     }
 
     VIRNUCPRO_SPLIT(ch_fasta)

@@ -122,5 +122,8 @@ def test_a_plot_has_each_line_inside_its_square_and_names_it() -> None:
     for x, y in (pair.split(",") for line in lines for pair in line.split()):
         assert LEFT <= float(x) <= LEFT + SIDE
         assert TOP <= float(y) <= TOP + SIDE
+    dotted = plot("a", ("x", "y"), {"l": np.array([[0, 0.5, 0.25], [1, 1, 0.75]])}, (0, 1))
+    radii = [one.get("r") for one in ElementTree.fromstring(dotted).iter() if one.get("r")]
+    assert radii == ["6.5", "10.2"]
     said = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a < b", "x", "y", "<0>", "<7>"} <= set(said)

@@ -18,16 +18,15 @@ def plot(
     axes: tuple[str, str],
     lines: Mapping[str, Float64Array],
     level: tuple[float, float],
-    *,
-    dots: bool = False,
 ) -> str:
     """Lines of points (N, 2) in the unit square, by name, beside a dashed one of chance or truth.
 
-    level: where the dashed one begins and ends, on the left and on the right. dots: mark points.
+    level: where the dashed one begins and ends, on the left and on the right. Points (N, 3) are
+    marked by dots, whose area is the third value's.
     """
 
     def pixels(points: Float64Array) -> Float64Array:
-        at: Float64Array = np.round(points * (SIDE, -SIDE) + (LEFT, TOP + SIDE), 1)
+        at: Float64Array = np.round(points[:, :2] * (SIDE, -SIDE) + (LEFT, TOP + SIDE), 1)
         return at[np.append(True, (at[1:] != at[:-1]).any(1))] if len(at) else at
 
     def line(points: Float64Array, style: str) -> str:
@@ -48,8 +47,13 @@ def plot(
         colour, at = COLOURS[n % len(COLOURS)], pixels(points)
         dash = ' stroke-dasharray="2 2"' if n >= len(COLOURS) else ""
         body.append(line(at, f'stroke="{colour}" stroke-width="1.8"{dash}'))
-        if dots:
-            body += [f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>' for x, y in at.tolist()]
+        for x, y, size in points.tolist() if points.shape[1] == 3 else ():
+            at = pixels(np.array([[x, y]]))[0]
+            radius = 1.5 + 10 * size**0.5
+            body.append(
+                f'<circle cx="{at[0]:g}" cy="{at[1]:g}" r="{radius:.1f}" fill="{colour}" '
+                'fill-opacity="0.5"/>'
+            )
         y = TOP + 12 + 20 * n
         body.append(
             f'<path d="M{LEFT + SIDE + 20} {y}h24" stroke="{colour}" stroke-width="3"{dash}/>'

@@ -175,7 +175,7 @@ def pictures(levels: Sequence[Level]) -> dict[str, str]:
         precision[name] = np.stack([right[1:] / right[-1], share], 1)
         number, said, seen = items.reliability().T
         if number.any():
-            reliability[name] = np.stack([said, seen], 1)[number > 0]
+            reliability[name] = np.stack([said, seen, number / number.sum()], 1)[number > 0]
     viral = float(levels[0].items.truth.mean())
     of = f"{viral:.0%} of the contigs are viral"
     return {
@@ -184,7 +184,7 @@ def pictures(levels: Sequence[Level]) -> dict[str, str]:
             f"Precision and recall; {of}", ("recall", "precision"), precision, (viral, viral)
         ),
         "reliability.svg": plot(
-            f"Reliability; {of}", ("probability", "viral"), reliability, (0, 1), dots=True
+            f"Reliability; {of}", ("probability", "viral"), reliability, (0, 1)
         ),
     }
 

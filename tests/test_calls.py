@@ -44,9 +44,9 @@ def test_contigs_tsv_says_what_the_table_says(sample: Sample) -> None:
     header, first, *_ = (sample.folder / "out/contigs.tsv").read_text().splitlines()
     assert header == (
         "contig\tlength\twindows\tframes\tviral_windows\tviral_fraction\t"
-        "max_virus_score\tmean_virus_score\tcall\treason"
+        "max_virus_score\tmean_virus_score\tscore\tcall\treason"
     )
-    assert first == "v1\t90\t3\t18\t3\t1.0\t0.880797\t0.880797\tvirus\t"
+    assert first == "v1\t90\t3\t18\t3\t1.0\t0.880797\t0.880797\t\tvirus\t"
     half, stops = sample.rows("contigs.tsv")[3:5]
     assert (half["windows"], half["viral_windows"], half["viral_fraction"]) == ("2", "1", "1.0")
     assert [*stops.values()][:8] == ["stops", "60", "2", "0", "0", "", "", ""]

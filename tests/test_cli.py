@@ -191,6 +191,7 @@ def test_predict_from_python_gives_the_table_of_contigs(
         "viral_fraction",
         "max_virus_score",
         "mean_virus_score",
+        "score",
         "call",
         "reason",
     ]

@@ -30,11 +30,11 @@ def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -
     for contig, length, call, score in rows:
         calls[call] += 1
         if score is None:
-            lines.append(f"{contig}\t{length}\t1\t0\t0\t\t\t\tno_call\t{call}")
+            lines.append(f"{contig}\t{length}\t1\t0\t0\t\t\t\t\tno_call\t{call}")
         else:
             viral = int(call == "virus")
             lines.append(
-                f"{contig}\t{length}\t1\t2\t{viral}\t{viral}.0\t{score}\t{score}\t{call}\t"
+                f"{contig}\t{length}\t1\t2\t{viral}\t{viral}.0\t{score}\t{score}\t\t{call}\t"
             )
     (folder / "contigs.tsv").write_text("\n".join(lines) + "\n")
     no_call = {reason: calls[reason] for reason in REASONS}
@@ -339,7 +339,7 @@ def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
     out = classified(tmp_path / "a", ROWS)
     with (out / "contigs.tsv").open("a") as handle:
         handle.writelines(
-            f"c{i}\t{500 + i % 9000}\t1\t2\t0\t0.0\t0.1\t{i % 997 / 2000}\tother\t\n"
+            f"c{i}\t{500 + i % 9000}\t1\t2\t0\t0.0\t0.1\t{i % 997 / 2000}\t\tother\t\n"
             for i in range(1_000_000)
         )
     write_report([out], tmp_path / "report.html")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Float64Array = NDArray[np.float64]
 
-FEATURES = ("frames", "runs", "frames·log", "runs·log", "share", "log", "one")
+FEATURES = ("frames", "runs", "frames_log", "runs_log", "share", "log", "one")
 """Of a contig with n windows that were read: the log-odds of those with frames, added up and
 divided by n; of those read by their longest run, likewise; both times log n; the share with
 frames; log n; 1."""

@@ -145,6 +145,7 @@ def test_a_recipe_on_encoders_that_is_of_no_use_exits_2(
 
 
 @sees("evaluate", "--virus", "--other", "--model", "--models-dir", "--test-part")
+@sees("evaluate", "--table", "--bins", "--output")
 def test_evaluate_options(
     ask: Callable[..., str], model: list[object], three: Path, tmp_path: Path
 ) -> None:
@@ -152,11 +153,25 @@ def test_evaluate_options(
     paths = [tmp_path / "virus.fa", tmp_path / "other.fa"]
     for path, count in zip(paths, (12, 15), strict=True):
         path.write_text("".join(f">{path.stem}{n}\n{bases}\n" for n in range(count)))
+    (tmp_path / "t.csv").write_text("contig,score\nvirus3,1\n")
     words = ["evaluate", "--virus", paths[0], "--other", paths[1], *model]
-    whole = json.loads(ask(*words))["contigs"]
-    assert (whole["number"], whole["viral"]) == (27, 12)
-    cut = json.loads(ask(*words, "--test-part"))["contigs"]
-    assert cut["number"] > 27, "contigs are cut from the groups held out"
+
+    def rows(*more: object) -> list[dict[str, Any]]:
+        ask(*words, "--output", tmp_path / "out", *more)
+        about = json.loads((tmp_path / "out/evaluation.json").read_text())
+        assert about["model"] == "tiny"
+        found: list[dict[str, Any]] = about["rows"]
+        return found
+
+    whole = rows("--table", f"mine={tmp_path / 't.csv'}", "--bins", "299,301")
+    assert [(row["number"], row["viral"]) for row in whole if row["subset"] == "all"] == [
+        *((27, 12),) * 3
+    ]
+    assert {row["tool"]: row["scored"] for row in whole if row["subset"] == "all"} == {
+        **{"tiny": 27, "mine": 1}
+    }
+    assert {row["subset"] for row in whole} >= {"length 299-300"}
+    assert rows("--test-part")[0]["number"] > 27, "contigs are cut from the groups held out"
 
 
 @sees("models import", "--dnabert-s", "--esm2", "--classifier", "--models-dir", "--window")

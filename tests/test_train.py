@@ -15,11 +15,11 @@ from tiny import MINI, SMALL, coding
 import virnucpro_core as vnp
 from virnucpro_core.lab.augment import Batches, read_frames
 from virnucpro_core.lab.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
+from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.heldout import (
     Labelled,
     call_windows,
     conservative,
-    evaluate,
     figures,
     fit_rule,
     found_at,

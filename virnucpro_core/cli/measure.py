@@ -204,15 +204,31 @@ def evaluate(
     model: ModelName,
     models_dir: ModelsDir = None,
     device: Device = "auto",
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another tool's scores, NAME=FILE[:CONTIG,SCORE] (columns); may be repeated."
+        ),
+    ] = None,
     test_part: Annotated[
         bool, typer.Option("--test-part", help="Contigs cut from the groups that `train` held out.")
     ] = False,
+    bins: Annotated[
+        str, typer.Option(help="Lengths of contigs at which rows by length begin.")
+    ] = "300,500,1000,3000",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for table, JSON and pictures.")
+    ] = None,
 ) -> None:
-    """Measure a model on labelled FASTA: ROC AUC, sensitivity, specificity, by length and kind."""
+    """Measure a model, and other tools' scores, on labelled FASTA: by length, kind and window."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.lab.heldout import Labelled, evaluate
+    from virnucpro_core.lab.evaluate import bins_of, measure, shown
+    from virnucpro_core.lab.heldout import Labelled
+    from virnucpro_core.lab.othertool import Table
     from virnucpro_core.models.store import resolve_model
 
     place, chosen = parse_devices(device)[0], resolve_model(model, models_dir)
+    edges, tables = bins_of(bins), [Table.read(given) for given in table or []]
     sample = Labelled.test_part(virus, other) if test_part else Labelled.read(virus, other)
-    typer.echo(json.dumps(evaluate(chosen, sample, str(place)), indent=2))
+    for line in shown(measure(chosen, sample, tables, edges, place, output)):
+        typer.echo(line)

@@ -20,7 +20,7 @@ from virnucpro_core.results.contigs import EVIDENCE, decide
 from virnucpro_core.results.criteria import Criteria, criteria_for
 from virnucpro_core.results.prevalence import LEAST_CONTIGS
 
-RULE = ContigRule(tuple(float(name == "frames") for name in FEATURES), 0.6)
+RULE = ContigRule(tuple(float(name == "frames") for name in FEATURES), 0.8)
 """The mean log-odds of the windows with frames."""
 EVERY = Criteria(None, 0.5, None, 0, 0, None)
 
@@ -132,7 +132,7 @@ def test_share_of_viruses_is_estimated_given_or_the_model_s() -> None:
 def test_presets_are_thresholds_of_the_model() -> None:
     presets = ("sensitive", "balanced", "conservative")
     by_rule = [criteria_for(RULE, "m", preset=p) for p in presets]  # type: ignore[arg-type]
-    assert [c.min_score for c in by_rule] == [0.5, 0.6, 0.6]
+    assert [c.min_score for c in by_rule] == [0.65, 0.8, 0.8]
     assert [c.max_fdr for c in by_rule] == [None, None, 0.05]
     plain = [criteria_for(None, "m", preset=p).min_score for p in presets]  # type: ignore[arg-type]
     assert plain == sorted(plain)

@@ -26,6 +26,9 @@ class Asked(TypedDict, total=False):
 MIN_VIRAL_FRACTION = 0.5
 """Of the windows of a contig, by a model that has no rule of its own."""
 
+SENSITIVE = 0.65
+"""The score from which on a contig is a virus to who would rather miss none."""
+
 MIN_EVIDENCE = 150
 """Bases; by measurement, see docs/calls.md."""
 
@@ -65,7 +68,7 @@ def _preset(preset: Preset, rule: ContigRule | None) -> tuple[float, float | Non
     """
     match preset:
         case "sensitive":
-            return 0.5 if rule else 1 / 3, None, MIN_EVIDENCE
+            return SENSITIVE if rule else 1 / 3, None, MIN_EVIDENCE
         case "balanced":
             return (
                 (rule.call_at, None, MIN_EVIDENCE)

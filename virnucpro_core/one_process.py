@@ -27,6 +27,7 @@ from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import RESULTS, read_contigs
+from virnucpro_core.sequences import codes
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 from virnucpro_core.version import __version__
@@ -56,14 +57,16 @@ def predict(
     precision: str | None = None,
     force: bool = False,
     min_viral_fraction: float = MIN_VIRAL_FRACTION,
+    genetic_code: int | str = 1,
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
 
     With `output`, that folder gets all result files and the report. The same call after a kill
     goes on where it stood; on finished results it returns them, and with another
     min_viral_fraction it calls again from the scores that they keep, without embedding. Without
-    `output`, nothing is kept. force runs fp8 without a validation, and replaces finished results
-    and a stopped run's work of another input.
+    `output`, nothing is kept. genetic_code is the number of one of Biopython's tables, or `auto`:
+    one a contig, by its own bases. force runs fp8 without a validation, and replaces finished
+    results and a stopped run's work of another input.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -75,6 +78,7 @@ def predict(
         raise InputError("no FASTA was given; name at least one file.")
     check_min_viral_fraction(min_viral_fraction)
     check_local(paths)
+    code = codes.genetic_code(genetic_code)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
     places = parse_devices(devices)
     if precision is not None:
@@ -90,7 +94,7 @@ def predict(
             sample=_ENDING.sub("", paths[0].name), min_viral_fraction=min_viral_fraction
         )
         with _working(out, given, force=force) as work:
-            scores = _kept(out, given, chosen, precision)
+            scores = _kept(out, given, chosen, precision, code)
             if scores is not None and _is_finished(out, settings):
                 logger.info("%s is finished already", out)
                 return read_contigs(out / "contigs.tsv")
@@ -102,7 +106,8 @@ def predict(
                 frames, shard, embeddings = (
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
-                translate(split(paths, work, given=given, force=True), frames, chosen.window)
+                pieces = split(paths, work, given=given, force=True)
+                translate(pieces, frames, chosen.window, code=code)
                 embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
                 merge([shard], [frames], embeddings)
                 contigs = work / "contigs.parquet"
@@ -146,8 +151,8 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Scores | None:
-    """The scores that `out` keeps, if they are those of this input, model and precision.
+def _kept(out: Path, given: Input, model: Model, precision: str | None, code: str) -> Scores | None:
+    """The scores that `out` keeps, if they are those of this input, model, precision and code.
 
     Without a precision, the one that they were made in is as good.
     """
@@ -155,7 +160,7 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Score
     if summary is None or not same(summary.get("input"), given):
         return None
     origin = origin_of(model, precision or str(summary.get("precision")))
-    wanted = made_with(origin, model)
+    wanted = made_with(origin, model, code)
     if any(summary.get(key) != value for key, value in wanted.items()):
         return None
     try:

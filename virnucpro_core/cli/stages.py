@@ -13,6 +13,7 @@ from virnucpro_core.cli.options import (
     Fasta,
     Force,
     Frames,
+    GeneticCode,
     MinViralFraction,
     ModelName,
     ModelsDir,
@@ -43,6 +44,7 @@ def predict(
         ),
     ] = False,
     min_viral_fraction: MinViralFraction = 0.5,
+    genetic_code: GeneticCode = "1",
 ) -> None:
     """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
     from virnucpro_core.one_process import predict
@@ -56,6 +58,7 @@ def predict(
         precision=precision,
         force=force,
         min_viral_fraction=min_viral_fraction,
+        genetic_code=genetic_code,
     )
     calls = table["call"].to_pylist()
     counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
@@ -92,6 +95,7 @@ def translate(
     fasta_dir: Annotated[
         Path | None, typer.Option(help="Also write the original's three FASTA files here.")
     ] = None,
+    genetic_code: GeneticCode = "1",
 ) -> None:
     """Cut contigs into windows and keep the stop-free ones of their six frames."""
     from virnucpro_core.sequences.translate import translate
@@ -103,7 +107,7 @@ def translate(
 
         window = resolve_model(model, models_dir).window
     assert window is not None
-    translate([fasta], output, window, fasta_dir)
+    translate([fasta], output, window, fasta_dir, genetic_code)
 
 
 @app.command()

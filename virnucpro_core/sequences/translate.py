@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +19,7 @@ import pyarrow.compute as pc
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import FRAME_FORMAT, table_writer
 from virnucpro_core.schema import FRAMES
+from virnucpro_core.sequences.codes import AUTO, choose, genetic_code
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts
 from virnucpro_core.sequences.windows import window_starts
@@ -63,15 +67,16 @@ class _OriginalFasta:
 
 
 class _Digest:
-    """sha256 of a table's content, however it is cut into batches.
+    """sha256 of a table's content and of its genetic code, however it is cut into batches.
 
     Contigs without a frame count too, so that no two pieces of a sample have one digest.
     """
 
     TEXT = ("frame_id", "nucleotide", "protein")
 
-    def __init__(self) -> None:
+    def __init__(self, code: str) -> None:
         self._parts = {name: hashlib.sha256() for name in ("contigs", "lengths", *self.TEXT)}
+        self._parts["contigs"].update(f"genetic code {code}\n".encode())
 
     def add_contigs(self, contigs: Sequence[Contig]) -> None:
         for contig in contigs:
@@ -88,20 +93,35 @@ class _Digest:
         return hashlib.sha256(b"".join(p.digest() for p in self._parts.values())).hexdigest()
 
 
+def _by_code(contigs: list[Contig], setting: str) -> Iterator[tuple[int, list[Contig]]]:
+    """Runs of contigs that are read with one code, and that code."""
+    codes = choose(contigs) if setting == AUTO else [int(setting)] * len(contigs)
+    for code, run in groupby(zip(codes, contigs, strict=True), lambda pair: pair[0]):
+        yield code, [contig for _, contig in run]
+
+
 def translate(
-    fasta: Sequence[Path], output: Path, window: int, fasta_dir: Path | None = None
+    fasta: Sequence[Path],
+    output: Path,
+    window: int,
+    fasta_dir: Path | None = None,
+    code: int | str = 1,
 ) -> int:
     """Write the stop-free frames of every window of the contigs as `schema.FRAMES`.
 
     With `fasta_dir`, also `chunked{window}.fa`, `identified_nucleotide.fa` and
     `identified_protein.faa` as the original writes them. Memory does not grow with the input.
 
-    Returns the number of frames. Raises InputError as `read_fasta` does, and for an output that is
-    an input.
+    code: the genetic code, as `codes.genetic_code` takes it; `auto` chooses one a contig.
+
+    Returns the number of frames. Raises InputError as `read_fasta` does, for an unknown code, and
+    for an output that is an input.
     """
+    setting = genetic_code(code)
     keep_apart(output, fasta)
-    digest = _Digest()
-    contigs = frames = 0
+    digest = _Digest(setting)
+    read_with: Counter[str] = Counter()
+    frames = 0
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
         writer = stack.enter_context(
@@ -116,19 +136,29 @@ def translate(
             digest.add_contigs(batch)
             if original:
                 original.write_chunks(batch)
-            for table in frame_parts(batch, window):
-                writer.write(table)
-                digest.add_frames(table)
-                if original:
-                    original.write_frames(table)
-                frames += table.num_rows
-            contigs += len(batch)
+            for own, run in _by_code(batch, setting):
+                read_with[str(own)] += len(run)
+                for contig in run if setting == AUTO and own != 1 else ():
+                    logger.debug("%s is read with code %d", contig.id, own)
+                for table in frame_parts(run, window, code=own):
+                    writer.write(table)
+                    digest.add_frames(table)
+                    if original:
+                        original.write_frames(table)
+                    frames += table.num_rows
         writer.finish(
             {
                 "virnucpro.format": FRAME_FORMAT,
                 "virnucpro.window": str(window),
+                "virnucpro.genetic_code": setting,
+                "virnucpro.read_with": json.dumps(read_with),
                 "virnucpro.digest": digest.hexdigest(),
             }
         )
-    logger.info("%d contigs, %d stop-free frames of windows of %d", contigs, frames, window)
+    logger.info(
+        "%d contigs, %d stop-free frames of windows of %d", read_with.total(), frames, window
+    )
+    if setting == AUTO:
+        counts = (f"{count} with code {own}" for own, count in read_with.items())
+        logger.info("contigs read: %s", ", ".join(counts))
     return frames

@@ -3,8 +3,9 @@
 Some phages read a stop codon of their host's as a residue, so that with the standard code their
 genes look broken. A code shows in the contig itself: with the right one, runs of codons without a
 stop are longer than chance gives. A run of n codons, where a codon is a stop of that code at the
-rate p, counts for -n·log(1 - p), the log of how unlikely it is, less UNLIKELY; p is counted on
-both strands of the contig. Fewer stops make p smaller, so that longer runs alone are no evidence.
+rate p, is as unlikely as (1 - p)^n; what it counts for is the log of that, beyond the log of the
+number of RUNS. p is counted on both strands of the contig: a code of fewer stops has longer runs
+by chance too, and those count nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from virnucpro_core.sequences.fasta import Contig
 AUTO = "auto"
 CANDIDATES = (1, 4, 15)
 """What `auto` chooses from: all stops, TGA read as a residue, TAG read as one."""
-UNLIKELY = 7.0
-"""Runs that chance gives once in a thousand, or more often, count nothing."""
+RUNS = 1000
+"""Of so many runs, or of all of the contig if it has more, the longest that chance gives."""
 CLEAR = 10.0, 0.1
 """Another code than 1 has to lead by this much evidence, and by this share of that of code 1."""
 MOST_BASES = 4_000_000
@@ -111,10 +112,11 @@ def choose(contigs: Sequence[Contig]) -> list[int]:
             own = (kind >> number & 1 > 0) & (kind < _AMBIGUOUS)
             stops += np.bincount(contig[own], minlength=len(texts))
         rate = -np.log1p(-stops / np.maximum(2 * (lengths - 2), 1))
+        chance = np.log(np.maximum(stops, RUNS))
         for at, kind, contig in ends:
             own = kind >> number & 1 > 0
             run, of = np.diff(at[own]) // 3 - 1, contig[own][:-1]  # negative between two phases
-            total += np.bincount(of, np.maximum(run * rate[of] - UNLIKELY, 0), len(texts))
+            total += np.bincount(of, np.maximum(run * rate[of] - chance[of], 0), len(texts))
     lead = evidence[1:].max(0) - evidence[0]
     clear = lead > np.maximum(CLEAR[0], CLEAR[1] * evidence[0])
     chosen = np.where(clear, 1 + evidence[1:].argmax(0), 0)

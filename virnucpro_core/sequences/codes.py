@@ -25,8 +25,8 @@ CANDIDATES = (1, 4, 15)
 """What `auto` chooses from: all stops, TGA read as a residue, TAG read as one."""
 RUNS = 1000
 """Of so many runs, or of all of the contig if it has more, the longest that chance gives."""
-CLEAR = 10.0, 0.1
-"""Another code than 1 has to lead by this much evidence, and by this share of that of code 1."""
+CLEAR = 10.0, 0.001
+"""Another code than 1 has to lead by this much evidence, and by this much of it a base."""
 MOST_BASES = 4_000_000
 """What `choose` looks at of a contig, so that memory stays bound."""
 
@@ -118,6 +118,6 @@ def choose(contigs: Sequence[Contig]) -> list[int]:
             run, of = np.diff(at[own]) // 3 - 1, contig[own][:-1]  # negative between two phases
             total += np.bincount(of, np.maximum(run * rate[of] - chance[of], 0), len(texts))
     lead = evidence[1:].max(0) - evidence[0]
-    clear = lead > np.maximum(CLEAR[0], CLEAR[1] * evidence[0])
+    clear = lead > np.maximum(CLEAR[0], CLEAR[1] * lengths)
     chosen = np.where(clear, 1 + evidence[1:].argmax(0), 0)
     return [CANDIDATES[number] for number in chosen.tolist()]

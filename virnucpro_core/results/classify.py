@@ -191,9 +191,9 @@ def score(
             f"{embeddings} has {source.dim}; import the model again."
         )
     metas = [(table, frame_meta(table)) for table in frames]
+    made = made_with(source.origin, model, one_genetic_code(metas))
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
-    made = made_with(source.origin, model, one_genetic_code(metas))
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
     return Scores(_score(tables, classifier), made, list(source.used()), read_with), given
 

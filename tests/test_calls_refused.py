@@ -19,6 +19,7 @@ from virnucpro_core.embedding.hdf5 import data_places, sign
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
+from virnucpro_core.sequences.translate import translate
 
 
 def refused(
@@ -39,6 +40,12 @@ def test_frames_that_are_missing_foreign_or_doubled_are_refused(
     refused(sample, "no embeddings of these frames", frames=[*sample.frames, *other.frames])
     refused(sample, "'v1' is not in this inventory", contigs=other.contigs)
     refused(sample, "no such file", frames=[tmp_path / "absent.parquet"])
+
+
+def test_tables_of_two_genetic_codes_are_refused(sample: Sample, tmp_path: Path) -> None:
+    other = tmp_path / "other.parquet"
+    translate([sample.pieces[-1]], other, sample.model.window, code=15)
+    refused(sample, "genetic code 15, and .* with 1; ", frames=[*sample.frames[:-1], other])
 
 
 def test_tables_of_two_samples_whose_contigs_have_one_name_are_refused(

@@ -17,6 +17,7 @@ import typer
 from test_cli import OUT
 
 from virnucpro_core import __version__, cli
+from virnucpro_core.parquet import frame_meta
 
 Test = TypeVar("Test", bound=Callable[..., None])
 Run = Callable[..., tuple[int, str, str]]
@@ -130,17 +131,19 @@ def test_bad_arguments_are_refused_before_a_gpu_is_waited_for(
 
 
 @sees("predict", "--output", "--model", "--models-dir", "--precision")
-@sees("predict", "--force")
+@sees("predict", "--genetic-code", "--force")
 def test_predict_options(
     ask: Callable[..., str], run: Run, model: list[object], three: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    settings = [*model, "--precision", "bf16"]
+    settings = [*model, "--precision", "bf16", "--genetic-code", "15"]
     ask("predict", three, "--output", out, *settings)
     about = summary(out)
     assert OUT | {"report.html"} <= {path.name for path in out.iterdir()}
     assert (about["model"], about["precision"]) == ("tiny", "bf16")
     assert about["embedded_on"][0]["precision"] == "bf16"
+    assert about["genetic_code"] == "15"
+    assert about["contigs_read_with"] == {"15": about["contigs"]["total"]}
     other = tmp_path / "other.fa"
     other.write_text(three.read_text().replace(">c", ">d"))
     assert run("predict", other, "-o", out, *settings)[0] == 2
@@ -171,6 +174,7 @@ def test_split_options(ask: Callable[..., str], run: Run, tmp_path: Path) -> Non
 
 
 @sees("translate", "--output", "--window", "--model", "--models-dir", "--fasta-dir", "--runs")
+@sees("translate", "--genetic-code")
 def test_translate_options(
     ask: Callable[..., str], model: list[object], edge: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +193,26 @@ def test_translate_options(
         "identified_nucleotide.fa",
         "identified_protein.faa",
     }
+    window("--window", 300, "--genetic-code", "15", "--fasta-dir", tmp_path / "other")
+    proteins = [
+        (tmp_path / folder / "identified_protein.faa").read_text().count(">")
+        for folder in ("fasta", "other")
+    ]
+    assert proteins[0] < proteins[1]
+    assert frame_meta(tmp_path / "f.parquet").genetic_code == "15"
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_genetic_code_that_biopython_lacks_is_refused(
+    command: str, run: Run, edge: Path, tmp_path: Path
+) -> None:
+    code, _, err = run(
+        command, edge, "-o", tmp_path / "out", "--model", "mini", "--genetic-code", 7
+    )
+    assert code == 2
+    assert err.startswith("virnucpro: genetic code '7': Biopython has no such table; give auto or ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @sees("embed", "--output", "--model", "--models-dir", "--token-budget", "--checkpoint-dir")

@@ -49,6 +49,7 @@ def effect_of(*parameters: str) -> Callable[[Test], Test]:
         (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
         (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
         (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
+        (["--genetic_code", "7"], "--genetic_code 7: this does not fit. Genetic code, by NCBI's"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),
     ],
@@ -146,7 +147,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["--model", "own", "--models_dir", "models", "--min_score", "0.75"]
     words += ["--min_length", "400", "--min_evidence", "300"]
     words += ["--shard_bp", "600", "--precision", "bf16", "--checkpoint_dir", "it's kept"]
-    words += ["--gpus_per_task", "3", "-profile", "gpu"]
+    words += ["--gpus_per_task", "3", "-profile", "gpu", "--genetic_code", "15"]
     run = nextflow(folder, "run", f"{ROOT}/main.nf", *words, **BARE)
     assert run.returncode == 0, run.stdout
     (folder / "said.txt").write_text(run.stdout)
@@ -160,12 +161,13 @@ def test_input_is_cut_and_published_as_told(told: Path) -> None:
 
 
 @effect_of("model", "models_dir", "min_score", "min_length", "min_evidence", "precision")
+@effect_of("genetic_code")
 def test_model_rule_and_precision_are_those_of_the_results(told: Path) -> None:
     summary = json.loads((told / "there" / "a_HOME_s" / "summary.json").read_text())
     assert summary["model"] == "own"
     asked = {"min_score": 0.75, "min_length": 400, "min_evidence": 300}
     assert {name: summary["criteria"][name] for name in asked} == asked
-    assert summary["precision"] == "bf16"
+    assert (summary["genetic_code"], summary["precision"]) == ("15", "bf16")
 
 
 @effect_of("checkpoint_dir", "gpus_per_task")

@@ -109,7 +109,7 @@ def test_predict_with_another_fraction_on_a_full_disk_keeps_what_was_finished(
 
 
 @pytest.mark.usefixtures("no_embedding")
-@pytest.mark.parametrize("damage", ["scores", "model", "precision", "footer"])
+@pytest.mark.parametrize("damage", ["scores", "model", "precision", "code", "footer"])
 def test_predict_scores_that_are_not_this_run_s_are_not_called_from(
     damage: str, out: Path, fasta: Path, models_dir: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +126,8 @@ def test_predict_scores_that_are_not_this_run_s_are_not_called_from(
             words["models_dir"] = tmp_path / "others"
         case "precision":
             words["precision"] = "bf16"
+        case "code":
+            words["genetic_code"] = 15
     with pytest.raises(AssertionError, match="embedded again"):
         vnp.predict(fasta, output=out, **words)
 

@@ -28,6 +28,7 @@ from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
+from virnucpro_core.sequences import codes
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 from virnucpro_core.version import __version__
@@ -48,6 +49,7 @@ def predict(
     devices: str = "auto",
     precision: str | None = None,
     force: bool = False,
+    genetic_code: int | str = 1,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
@@ -55,8 +57,10 @@ def predict(
     With `output`, that folder gets all result files and the report. The same call after a kill
     goes on where it stood; on finished results it returns them. asked: how contigs are called, as
     `criteria.criteria_for` takes it; with other criteria finished results are called again from
-    the scores that they keep, without embedding. Without `output`, nothing is kept. force runs fp8
-    without a validation, and replaces finished results and a stopped run's work of another input.
+    the scores that they keep, without embedding. Without `output`, nothing is kept. genetic_code:
+    the number of one of Biopython's tables, or `auto`: one a contig, by its own bases. force runs
+    fp8 without a validation, and replaces finished results and a stopped run's work of another
+    input.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -67,6 +71,7 @@ def predict(
     if not paths:
         raise InputError("no FASTA was given; name at least one file.")
     check_local(paths)
+    code = codes.genetic_code(genetic_code)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
     criteria = criteria_for(chosen.rule, chosen.name, **asked)
     chosen.classifier  # noqa: B018 — without one, hours of embedding would end in a refusal
@@ -82,7 +87,7 @@ def predict(
         given = identify(paths)
         sample = _ENDING.sub("", paths[0].name)
         with _working(out, given, force=force) as work:
-            scores = _kept(out, given, chosen, precision)
+            scores = _kept(out, given, chosen, precision, code)
             if scores is not None and _is_finished(out, sample, criteria):
                 logger.info("%s is finished already", out)
                 return read_contigs(out / "contigs.tsv")
@@ -101,6 +106,7 @@ def predict(
                     split(paths, work, given=given, force=True),
                     frames,
                     chosen.window,
+                    code=code,
                     runs=chosen.rule is not None,
                 )
                 amount = amount_in(contigs, frames, chosen.window)
@@ -150,8 +156,8 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Scores | None:
-    """The scores that `out` keeps, if they are those of this input, model and precision.
+def _kept(out: Path, given: Input, model: Model, precision: str | None, code: str) -> Scores | None:
+    """The scores that `out` keeps, if they are those of this input, model, precision and code.
 
     Without a precision, the one that they were made in is as good.
     """
@@ -159,7 +165,7 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Score
     if summary is None or not same(summary.get("input"), given):
         return None
     origin = origin_of(model, precision or str(summary.get("precision")))
-    wanted = made_with(origin, model)
+    wanted = made_with(origin, model, code)
     if any(summary.get(key) != value for key, value in wanted.items()):
         return None
     try:

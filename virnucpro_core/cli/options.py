@@ -88,6 +88,19 @@ Prevalence = Annotated[
 ]
 
 
+def _genetic_code(given: str) -> str:
+    from virnucpro_core.sequences.codes import genetic_code
+
+    return genetic_code(given)
+
+
+GeneticCode = Annotated[
+    str,
+    typer.Option(
+        help="Number of one of Biopython's genetic codes, or auto: 1, 4 or 15 by each contig.",
+        callback=_genetic_code,
+    ),
+]
 VirusFasta = Annotated[
     list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.", callback=_files)
 ]

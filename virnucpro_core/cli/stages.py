@@ -13,6 +13,7 @@ from virnucpro_core.cli.options import (
     Fasta,
     Force,
     Frames,
+    GeneticCode,
     MaxFdr,
     MinEvidence,
     MinLength,
@@ -47,6 +48,7 @@ def predict(
             help="Replace results and work of another input there; run fp8 without a validation.",
         ),
     ] = False,
+    genetic_code: GeneticCode = "1",
     preset: PresetOption = None,
     min_score: MinScore = None,
     max_fdr: MaxFdr = None,
@@ -65,6 +67,7 @@ def predict(
         devices=devices,
         precision=precision,
         force=force,
+        genetic_code=genetic_code,
         preset=preset,
         min_score=min_score,
         max_fdr=max_fdr,
@@ -110,6 +113,7 @@ def translate(
     fasta_dir: Annotated[
         Path | None, typer.Option(help="Also write the original's three FASTA files here.")
     ] = None,
+    genetic_code: GeneticCode = "1",
 ) -> None:
     """Cut contigs into windows and keep the stop-free ones of their six frames.
 
@@ -125,7 +129,7 @@ def translate(
         chosen = resolve_model(model, models_dir)
         window, runs = chosen.window, chosen.rule is not None
     assert window is not None
-    translate([fasta], output, window, fasta_dir, runs=runs)
+    translate([fasta], output, window, fasta_dir, genetic_code, runs=runs)
 
 
 @app.command()

@@ -21,7 +21,13 @@ from virnucpro_core.inputs import Input
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model
-from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.parquet import (
+    FrameMeta,
+    frame_batches,
+    frame_meta,
+    inventory_batches,
+    one_genetic_code,
+)
 from virnucpro_core.results.calls import (
     CALLS,
     REASONS,
@@ -68,7 +74,7 @@ class Embedded(NamedTuple):
 
 
 def _pair_tables(
-    embeddings: EmbeddingFile, frames: Sequence[Path], contigs: Path, window: int
+    embeddings: EmbeddingFile, frames: Sequence[tuple[Path, FrameMeta]], contigs: Path, window: int
 ) -> list[Embedded]:
     """Pair frame tables with their embeddings, in the inventory's order.
 
@@ -77,8 +83,7 @@ def _pair_tables(
     """
     waiting = {source.digest: source for source in embeddings.sources}
     first: dict[str, Embedded] = {}
-    for table in frames:
-        meta = frame_meta(table)
+    for table, meta in frames:
         if meta.digest not in waiting:
             raise InputError(
                 f"{table}: {embeddings.path} has no embeddings of these frames, or they were given "
@@ -187,16 +192,19 @@ def score(
             f"{model.classifier}: takes embeddings of {classifier.input_dim} values, and "
             f"{embeddings} has {source.dim}; import the model again."
         )
-    tables = _pair_tables(source, frames, contigs, model.window)
+    metas = [(table, frame_meta(table)) for table in frames]
+    made = made_with(source.origin, model, one_genetic_code(metas))
+    tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
-    made = made_with(source.origin, model)
-    return Scores(_score(tables, classifier), made, list(source.used())), given
+    read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
+    return Scores(_score(tables, classifier), made, list(source.used()), read_with), given
 
 
-def made_with(origin: Origin, model: Model) -> dict[str, Any]:
+def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
     """All that decides a frame's scores, as summary.json has it."""
     weights = dict(sorted(model.weights.items()))
-    return {**vars(origin), "model": model.name, "weights": weights}
+    about = {"model": model.name, "genetic_code": genetic_code, "weights": weights}
+    return {**vars(origin), **about}
 
 
 def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:
@@ -306,6 +314,7 @@ def call(
                 "contig_rule": rule and rule.record(),
                 **scores.made,
                 "embedded_on": scores.used,
+                "contigs_read_with": scores.read_with,
                 "version": __version__,
                 **summary,
             }

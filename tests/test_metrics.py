@@ -107,6 +107,13 @@ def test_intervals_draw_groups_not_items() -> None:
     assert low[0] < alone.figures()[0] < high[0]
 
 
+def test_intervals_are_there_for_each_figure_though_the_first_items_are_not_drawn() -> None:
+    rng = np.random.default_rng(5)
+    score, truth = rng.random(40), rng.random(40) < 0.5
+    items = Items(truth, score, score > 0.5, score, np.arange(40) // 4)
+    assert np.isfinite(items.intervals()).all()
+
+
 def test_intervals_of_a_single_group_are_none() -> None:
     items = made_up(np.random.default_rng(4))
     one = Items(*(items.truth, items.score, items.call, items.probability), 1 * items.truth)

@@ -10,6 +10,8 @@ import numpy as np
 from virnucpro_core.lab.metrics import Float64Array
 
 SIDE, LEFT, TOP = 420, 64, 44
+MOST = 400
+"""Points of a line, at most: evenly taken, so that a picture stays small."""
 COLOURS = ("#1b6ca8", "#c4552d", "#2a7f62", "#7a4e9c", "#a8841b", "#555555")
 
 
@@ -27,7 +29,7 @@ def plot(
 
     def pixels(points: Float64Array) -> Float64Array:
         at: Float64Array = np.round(points[:, :2] * (SIDE, -SIDE) + (LEFT, TOP + SIDE), 1)
-        return at[np.append(True, (at[1:] != at[:-1]).any(1))] if len(at) else at
+        return at[np.unique(np.linspace(0, len(at) - 1, min(len(at), MOST)).astype(int))]
 
     def line(points: Float64Array, style: str) -> str:
         path = " ".join(f"{x:g},{y:g}" for x, y in points.tolist())

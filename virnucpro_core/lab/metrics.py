@@ -78,7 +78,8 @@ class Items:
             right, wrong = curve(self.truth, self.score, copies)
             step = np.diff(right)
             auc = (np.diff(wrong) * (right[1:] + right[:-1])).sum() / 2 / right[-1] / wrong[-1]
-            precision = (step * right[1:] / (right[1:] + wrong[1:])).sum() / right[-1]
+            above = np.maximum(right + wrong, 1e-300)[1:]  # 0 where all weigh nothing
+            precision = (step * right[1:] / above).sum() / right[-1]
             found = [
                 right[np.searchsorted(wrong, share * wrong[-1] + 1e-9, "right") - 1] / right[-1]
                 for share in (0.01, 0.05)

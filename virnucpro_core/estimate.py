@@ -39,7 +39,7 @@ START_UP = {"cpu": 3.0, "gpu": 12.0}
 BASES_A_SECOND = 3e6
 """Of split, translate, merge, classify and report together, on one core."""
 
-LIBRARIES = 8e8
+LIBRARIES = 9e8
 """Bytes of a process's memory before it has a model."""
 
 CONTEXT = 5e8

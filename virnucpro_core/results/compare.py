@@ -137,11 +137,17 @@ def _by_length(found: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def flips(found: Comparison) -> pa.Table:
-    """The contigs that one side alone calls a virus, largest difference of the scores first."""
+    """The contigs that one side alone calls a virus, largest difference of the scores first.
+
+    What is not listed has a score of 0; without a score there is no difference, and those are last.
+    """
     va, vb = found.viral
     chosen = pa.array(va != vb)
     a, b = (side.table.filter(chosen).combine_chunks() for side in (found.a, found.b))
-    scores = [pc.fill_null(side["score"], 0.0) for side in (a, b)]
+    scores = [
+        pc.if_else(pc.fill_null(pc.equal(side["reason"], UNLISTED), False), 0.0, side["score"])
+        for side in (a, b)
+    ]
     columns = {
         "contig": a["contig"],
         "length": pc.coalesce(a["length"], b["length"]),
@@ -167,7 +173,7 @@ def _why(row: dict[str, Any], same_score: bool, evidence: str | None) -> str:
         return f"a provirus in {name}"
     if evidence and row["evidence_a"] != row["evidence_b"]:
         return f"other {evidence.replace('_', ' ')}"
-    if same_score and row["difference"] < NEAR:
+    if same_score and row["difference"] is not None and row["difference"] < NEAR:
         return f"scores within {NEAR} of each other"
     if row["evidence_a"] == 1 or row["evidence_b"] == 1:
         return "rests on a single window or frame"

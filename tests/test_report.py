@@ -48,6 +48,7 @@ def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -
         "sample": name,
         "model": "mini",
         "window": 500,
+        "genetic_code": "1",
         "weights": {"classifier.safetensors": "ab" * 32},
         "precision": "fp32",
         "packed": True,

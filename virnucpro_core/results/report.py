@@ -29,7 +29,7 @@ logger = logging.getLogger("virnucpro.report")
 LISTED = 500
 """Contigs in the page's table; a browser sorts this many at once."""
 
-MADE_BY = ("model", "window", "said", "precision", "packed", "version", "weights")
+MADE_BY = ("model", "window", "genetic_code", "said", "precision", "packed", "version", "weights")
 PREFIX = "virnucpro: "
 REFUSED = "refused.txt"
 """What stands in the folder of a sample that was left out, in the place of results: the reason."""
@@ -42,7 +42,7 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     "bases": ("total", "virus"),
 }
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("sample", "model", "precision", "version"), str),
+    **dict.fromkeys(("sample", "model", "precision", "version", "genetic_code"), str),
     **{
         "window": int,
         "packed": bool,

@@ -29,10 +29,9 @@ def plot(
 
     def pixels(points: Float64Array) -> Float64Array:
         at: Float64Array = np.round(points[:, :2] * (SIDE, -SIDE) + (LEFT, TOP + SIDE), 1)
-        kept: Float64Array = at[
-            np.unique(np.linspace(0, len(at) - 1, min(len(at), MOST)).astype(int))
-        ]
-        return kept
+        few = np.unique(np.linspace(0, len(at) - 1, min(len(at), MOST)).astype(int))
+        taken: Float64Array = at[few]
+        return taken
 
     def line(points: Float64Array, style: str) -> str:
         path = " ".join(f"{x:g},{y:g}" for x, y in points.tolist())

@@ -99,6 +99,7 @@ def _frames(
     forward, reverse = (codons.translate(table) for table in codon_residues(code))
 
     shift = np.arange(3)
+    # of fewer than 2 bases, less a shift of 2, the floor division would make a codon of −3
     span = (np.maximum(end - start, 2)[:, None] - shift) // 3 * 3
     low = start[:, None] + shift
     high = end[:, None] - shift - 3

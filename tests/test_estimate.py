@@ -160,6 +160,8 @@ def test_load_of_the_machine_is_told_where_it_counts(
 
     assert said(0.2).startswith("4 CPU cores in fp32: about 100 seconds; ")
     assert "about 100 seconds, about 5 minutes as busy as the cores are now;" in said(8)
+    monkeypatch.setattr(estimated, "cpu_seconds", lambda *_: 1e6)
+    assert "about 12 days;" in said(8), "the load of now says nothing of then"
 
 
 def test_probe_embeds_at_a_rate(tiny: Model) -> None:

@@ -21,8 +21,9 @@ import pyarrow.csv as pacsv
 
 from virnucpro_core import predict
 from virnucpro_core.lab.corpus import group_of, part_of
+from virnucpro_core.models.store import resolve_model
 from virnucpro_core.results.prevalence import Float64Array
-from virnucpro_core.results.regions import maximal_segments
+from virnucpro_core.results.regions import maximal_segments, viral_segments
 from virnucpro_core.sequences.fasta import read_fasta
 
 PIECES = 6
@@ -147,27 +148,34 @@ def main() -> None:
         read = pacsv.read_csv(table, parse_options=pacsv.ParseOptions(delimiter="\t"))
     names = np.array(read["contig"].to_pylist())
     virus, other = (
-        np.clip(read[f"score_{c}"].to_numpy().astype(float), 1e-6, 1 - 1e-6)
+        np.clip(read[f"score_{c}"].to_numpy().astype(float), 1e-9, 1 - 1e-9)
         for c in ("virus", "other")
     )
     odds = (np.log(virus / (1 - virus)) - np.log(other / (1 - other))) / 2
+    model = resolve_model(given.model)
+    if model.rule is not None:
+        odds = model.rule.windows(odds, read["frames"].to_numpy() > 0)
     own = {name: names == name for name, _, _ in made}
     by_contig = {name: odds[at] for name, at in own.items()}
     spans = {
         name: (read["start"].to_numpy()[at], read["end"].to_numpy()[at]) for name, at in own.items()
     }
     truth = {name: place for name, _, place in made}
-    rules: dict[str, Rule] = {}
-    for shift in (0.0, 1.0, 1.5, 2.0):
-        for clip in (2.0, 3.0):
-            for least in (6.0, 10.0, 14.0):
-                name = f"segments: shift {shift}, clip {clip}, least {least}"
-                rules[name] = segments(shift, clip, least, 4)
-            for switch in (4.0, 6.0, 8.0):
-                rules[f"two states: shift {shift}, clip {clip}, switch {switch}"] = markov(
-                    shift, clip, switch, 4
-                )
-    rules["neighbours: three viral windows"] = segments(0.0, 1e-6, 2.5e-6, 3)
+    rules: dict[str, Rule] = {
+        "as called": lambda odds: [(s.first, s.last) for s in viral_segments(odds)],
+        "three viral windows in a row": lambda odds: [
+            (s.first, s.last)
+            for s in maximal_segments(np.where(odds >= 0, 1.0, -1e3).tolist())
+            if s.last - s.first >= 3
+        ],
+    }
+    for shift, clip in ((0.0, 2.0), (0.3, 1.5), (0.3, 3.0), (1.0, 2.0)):
+        for least in (6.0, 10.0, 12.0):
+            name = f"segments: shift {shift}, clip {clip}, least {least}"
+            rules[name] = segments(shift, clip, least, 4)
+        for switch in (4.0, 6.0, 8.0):
+            name = f"two states: shift {shift}, clip {clip}, switch {switch}"
+            rules[name] = markov(shift, clip, switch, 4)
     record = {name: judged(rule, by_contig, spans, truth) for name, rule in rules.items()}
     for name, figures in record.items():
         print(f"{name:<45}", *(f"{value}" for value in figures.values()))

@@ -82,6 +82,7 @@ class Sample:
             "contigs": self.contigs,
             "out": self.folder / out,
             "model": self.model,
+            "min_evidence": 0,  # the contigs are of 30 bases
         }
         return classify(**{**arguments, **options})
 

@@ -16,7 +16,9 @@ from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, viral
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError
 from virnucpro_core.results import classify as stage
-from virnucpro_core.results.calls import WindowCalls, call_contigs
+from virnucpro_core.results.calls import WindowCalls
+from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide
+from virnucpro_core.results.criteria import Criteria
 
 
 def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
@@ -43,13 +45,14 @@ def test_contigs_tsv_says_what_the_table_says(sample: Sample) -> None:
     sample.classify()
     header, first, *_ = (sample.folder / "out/contigs.tsv").read_text().splitlines()
     assert header == (
-        "contig\tlength\twindows\tframes\tviral_windows\tviral_fraction\t"
-        "max_virus_score\tmean_virus_score\tscore\tcall\treason"
+        "contig\tlength\twindows\tscored_windows\tframes\tevidence_bp\tviral_windows\t"
+        "viral_fraction\tmax_virus_score\tmean_virus_score\tscore\tprobability\tfdr\tregions\t"
+        "call\treason"
     )
-    assert first == "v1\t90\t3\t18\t3\t1.0\t0.880797\t0.880797\t\tvirus\t"
+    assert first == "v1\t90\t3\t3\t18\t90\t3\t1.0\t0.8808\t0.8808\t1.0\t\t\t1\tvirus\t"
     half, stops = sample.rows("contigs.tsv")[3:5]
     assert (half["windows"], half["viral_windows"], half["viral_fraction"]) == ("2", "1", "1.0")
-    assert [*stops.values()][:8] == ["stops", "60", "2", "0", "0", "", "", ""]
+    assert [*stops.values()][:10] == ["stops", "60", "2", "0", "0", "0", "0", "", "", ""]
     assert (stops["call"], stops["reason"]) == ("no_call", "no_stop_free_frame")
 
 
@@ -118,7 +121,9 @@ def test_summary_counts(sample: Sample) -> None:
     assert summary["weights"] == WEIGHTS
     assert (summary["model"], summary["window"], summary["precision"]) == ("tiny", 30, "fp32")
     assert summary["contigs"] == {"total": 10, "virus": 4, "other": 1, "no_call": 5}
-    assert summary["no_call"] == {"too_short": 1, "ambiguous": 3, "no_stop_free_frame": 1}
+    reasons = {"too_short": 1, "ambiguous": 3, "no_stop_free_frame": 1, "little_evidence": 0}
+    assert summary["no_call"] == reasons
+    assert summary["regions"] == {"total": 4, "provirus": 0}
     assert summary["windows"] == {"total": 16, "called": 7, "virus": 6}
     assert summary["frames"] == {"total": 42, "virus": 30}
     total = sum(len(line) for line in FASTA.splitlines() if line[0] != ">")
@@ -154,20 +159,20 @@ def test_small_batches_change_nothing(sample: Sample, monkeypatch: pytest.Monkey
         ).read_bytes()
 
 
-def test_min_viral_fraction_decides_at_the_boundary(tmp_path: Path) -> None:
+def test_least_share_of_viral_windows_decides_at_the_boundary(tmp_path: Path) -> None:
     def first_of_three(frame_id: str) -> tuple[float, float]:
         return (0.0, 1.0) if "chunk_1" in frame_id else (1.0, 0.0)
 
     sample = Sample(tmp_path, f">a\n{OPEN * 3}\n", first_of_three)
-    for fraction, call in ((0.3, "virus"), (1 / 3, "virus"), (0.34, "other"), (1.0, "other")):
-        table = sample.classify(min_viral_fraction=fraction)
+    for fraction, call in ((0.3, "virus"), (0.3333, "virus"), (0.34, "other"), (1.0, "other")):
+        table = sample.classify(min_score=fraction)
         assert table["call"].to_pylist() == [call], fraction
     row = sample.rows("contigs.tsv")[0]
-    assert (row["viral_windows"], row["viral_fraction"]) == ("1", "0.33333334")
-    assert (row["max_virus_score"], row["mean_virus_score"]) == ("0.7310586", "0.4229805")
+    assert (row["viral_windows"], row["viral_fraction"]) == ("1", "0.3333")
+    assert (row["max_virus_score"], row["mean_virus_score"]) == ("0.7311", "0.423")
     for wrong in (0, -1, 1.5, float("nan")):
-        with pytest.raises(InputError, match="min-viral-fraction"):
-            sample.classify(min_viral_fraction=wrong)
+        with pytest.raises(InputError, match="min-score"):
+            sample.classify(min_score=wrong)
 
 
 def test_a_sample_without_any_frame_is_all_no_call(tmp_path: Path) -> None:
@@ -194,7 +199,8 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     batch = pa.record_batch(
         {"contig": ["e", "a", "b"], "length": [0, 30, 45], "sequence": ["", OPEN, OPEN * 2]}
     )
-    rows = call_contigs(batch, calls, 0.5).to_pylist()
+    evidence = pa.Table.from_batches([contig_rows(batch, calls, None)], EVIDENCE)
+    rows = decide(evidence, [], Criteria(None, 0.5, None, 0, 0, None), None)[0].to_pylist()
     assert [row["call"] for row in rows] == ["no_call", "other", "virus"]
     assert rows[0]["reason"] == "too_short"
     assert (rows[2]["windows"], rows[2]["frames"], rows[2]["viral_fraction"]) == (2, 2, 1.0)

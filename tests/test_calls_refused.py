@@ -19,6 +19,7 @@ from virnucpro_core.embedding.hdf5 import data_places, sign
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
+from virnucpro_core.sequences.translate import translate
 
 
 def refused(
@@ -39,6 +40,12 @@ def test_frames_that_are_missing_foreign_or_doubled_are_refused(
     refused(sample, "no embeddings of these frames", frames=[*sample.frames, *other.frames])
     refused(sample, "'v1' is not in this inventory", contigs=other.contigs)
     refused(sample, "no such file", frames=[tmp_path / "absent.parquet"])
+
+
+def test_tables_of_two_genetic_codes_are_refused(sample: Sample, tmp_path: Path) -> None:
+    other = tmp_path / "other.parquet"
+    translate([sample.pieces[-1]], other, sample.model.window, code=15)
+    refused(sample, "genetic code 15, and .* with 1; ", frames=[*sample.frames[:-1], other])
 
 
 def test_tables_of_two_samples_whose_contigs_have_one_name_are_refused(
@@ -67,13 +74,14 @@ def test_contigs_that_the_inventory_lacks_or_has_otherwise_are_refused(
     refused(sample, "'v1' is not in this inventory", contigs=tmp_path / "shorter")
 
 
-def test_embeddings_of_another_model_or_of_other_weights_are_refused(sample: Sample) -> None:
-    refused(sample, "made with the model 'tiny'", model=replace(sample.model, name="mini"))
+def test_embeddings_of_other_weights_are_refused_by_whatever_name(sample: Sample) -> None:
     weights = {**WEIGHTS, "dnabert_s/model.safetensors": "ef" * 32}
-    refused(sample, "other weights", model=replace(sample.model, weights=weights))
+    for name in ("tiny", "mini"):
+        model = replace(sample.model, name=name, weights=weights)
+        refused(sample, "made with the model 'tiny' and other weights", model=model)
     refused(sample, "windows of 30", model=replace(sample.model, window=300))
     retrained = {**WEIGHTS, "classifier.safetensors": "ef" * 32}
-    sample.classify(model=replace(sample.model, weights=retrained))
+    sample.classify(model=replace(sample.model, name="own", weights=retrained))
 
 
 def test_a_classifier_of_another_width_is_refused(sample: Sample, tmp_path: Path) -> None:

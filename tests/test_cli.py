@@ -16,12 +16,17 @@ import pytest
 
 import virnucpro_core as vnp
 from virnucpro_core.models.store import Model
+from virnucpro_core.schema import CONTIGS
 
 OUT = {
     "contigs.tsv",
     "windows.tsv",
     "frames.parquet",
     "viral.fasta.gz",
+    "regions.tsv",
+    "regions.gff3",
+    "regions.fasta.gz",
+    "contigs.parquet",
     "prediction_results.txt",
     "prediction_results_highestscore.csv",
     "summary.json",
@@ -72,15 +77,15 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         ([], 2, "Missing command"),
         (["prodict"], 2, "No such command 'prodict'"),
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
-        (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision\)\. See `virn"),
+        (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision, --preset\)\. S"),
         (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
         (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
         (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
         (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),
         (
-            ["predict", "a.fa", "-o", "o", "--model", "mini", "--min-viral-fraction", "0"],
+            ["predict", "a.fa", "-o", "o", "--model", "mini", "--min-score", "0"],
             2,
-            "^virnucpro: --min-viral-fraction 0.0: give a fraction above 0",
+            "^virnucpro: --min-score 0: give a number above 0, at most 1",
         ),
         (["translate", "a.fa", "-o", "f.parquet"], 2, "either --window or --model"),
         (["embed", "f.parquet", "-o", "s.h5", "--model", "mini"], 2, r"f\.parquet: no such file"),
@@ -182,19 +187,7 @@ def test_predict_from_python_gives_the_table_of_contigs(
 ) -> None:
     table = vnp.predict(edge, model="tiny", models_dir=models_dir)
     assert table.num_rows == 44
-    assert table.column_names == [
-        "contig",
-        "length",
-        "windows",
-        "frames",
-        "viral_windows",
-        "viral_fraction",
-        "max_virus_score",
-        "mean_virus_score",
-        "score",
-        "call",
-        "reason",
-    ]
+    assert table.column_names == CONTIGS.names
     assert set(table["call"].to_pylist()) <= {"virus", "other", "no_call"}
 
 
@@ -222,7 +215,7 @@ def test_predict_bad_arguments_are_refused_before_any_work(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(vnp.InputError, match=says):
-        vnp.predict(fasta, "mini", output=out, min_viral_fraction=fraction)
+        vnp.predict(fasta, "mini", output=out, min_score=fraction)
     assert not out.exists()
 
 

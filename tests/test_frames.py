@@ -71,8 +71,9 @@ def test_windows_any_length_cover_the_contig_by_the_published_rule(window: int) 
         assert (start[1:] <= end[:-1]).all(), "no base is left out"
 
 
-def _plain_frames(contig: Contig, window: int) -> list[tuple[object, ...]]:
+def _plain_frames(contig: Contig, window: int, code: int = 1) -> list[tuple[object, ...]]:
     """The rules of the design, record by record."""
+    table = unambiguous_dna_by_id[code]
     rows: list[tuple[object, ...]] = []
     for number, start in enumerate(window_starts(len(contig.sequence), window).tolist(), 1):
         bases = contig.sequence[start : start + window].decode().upper()
@@ -81,9 +82,7 @@ def _plain_frames(contig: Contig, window: int) -> list[tuple[object, ...]]:
             for f in (1, 2, 3):
                 codons = [text[i : i + 3] for i in range(f - 1, len(text) - 2, 3)]
                 protein = "".join(
-                    "*"
-                    if codon in unambiguous_dna_by_id[1].stop_codons
-                    else unambiguous_dna_by_id[1].forward_table.get(codon, "")
+                    "*" if codon in table.stop_codons else table.forward_table.get(codon, "")
                     for codon in codons
                 )
                 if not protein or "*" in protein:
@@ -126,6 +125,15 @@ def test_stop_free_frames_random_contigs_equal_a_plain_reading_of_the_rules(
     table = stop_free_frames(contigs, window)
     assert [tuple(row.values()) for row in table.to_pylist()] == expected
     assert table.schema == FRAMES
+
+
+@pytest.mark.parametrize("code", [4, 6, 15, 23])
+def test_stop_free_frames_another_code_equal_a_plain_reading_by_it(code: int) -> None:
+    contigs = _random_contigs("ACGTacgtN", seed=code)
+    expected = [row for contig in contigs for row in _plain_frames(contig, 60, code)]
+    table = stop_free_frames(contigs, 60, code=code)
+    assert [tuple(row.values()) for row in table.to_pylist()] == expected
+    assert table != stop_free_frames(contigs, 60)
 
 
 def test_stop_free_frames_start_and_end_cut_the_nucleotides_out_of_the_contig() -> None:

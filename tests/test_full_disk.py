@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "report RESULTS -o OUT/r.html",
     "import": "models import own PARTS --models-dir OUT --window 300",
     "train": "train --virus VIRUS --other OTHER -o OUT/t --window 300 --device cpu",
+    "evaluate": "evaluate --virus VIRUS --other OTHER MODEL --device cpu -o OUT/e",
     "validate": "validate FRAMES MODEL --precision bf16 --sample 3 --json OUT/v.json",
 }
 

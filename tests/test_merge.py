@@ -128,3 +128,10 @@ def test_merge_shard_of_another_content_is_refused(
         sign(raw.fileno(), places)
     with pytest.raises(InputError, match=says):
         merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
+
+
+def test_merge_tables_of_two_genetic_codes_are_refused(pieces: Pieces) -> None:
+    fasta = pieces.frames[1].with_suffix(".fasta")
+    translate([fasta], pieces.frames[1], WINDOW, code="auto")
+    with pytest.raises(InputError, match=r"translated with genetic code auto, and .* with 1; "):
+        merge(pieces.shards, pieces.frames, pieces.folder / "e.h5")

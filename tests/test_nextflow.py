@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import virnucpro_core as vnp
+from virnucpro_core.models.layout import Stored, read_weights
+from virnucpro_core.models.store import resolve_model
+from virnucpro_core.models.writing import write_head
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "assets" / "demo"
@@ -115,6 +118,10 @@ def test_results_lie_where_the_documentation_says(results: Path) -> None:
         "windows.tsv",
         "frames.parquet",
         "viral.fasta.gz",
+        "regions.tsv",
+        "regions.gff3",
+        "regions.fasta.gz",
+        "contigs.parquet",
         "prediction_results.txt",
         "prediction_results_highestscore.csv",
         "summary.json",
@@ -180,7 +187,7 @@ def test_software_versions_are_told(results: Path) -> None:
 
 def test_resume_repeats_only_what_the_change_touches(launched: Path) -> None:
     """Where checkpoints are kept touches nothing."""
-    words = ["--min_viral_fraction", "0.9", "--checkpoint_dir", "kept"]
+    words = ["--min_score", "0.9", "--checkpoint_dir", "kept"]
     run = pipeline(launched, "--outdir", "again", *words, "-resume")
     assert run.returncode == 0, run.stdout
     first = tasks(launched / "results", "COMPLETED")
@@ -208,6 +215,21 @@ def test_resume_after_a_model_was_imported_repeats_what_it_computed(tmp_path: Pa
     assert run() == {"REPORT": 1}
     (models / "own" / "imported").touch()
     assert run() == {"EMBED": 2, "MERGE": 2, "CLASSIFY": 2, "REPORT": 1}
+
+
+def test_a_model_that_borrows_its_encoders_runs_with_them_beside_it(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(Path(vnp.__file__).parent / "mini", models / "lender")
+    lender = resolve_model("lender", models)
+    classifier = Stored(lender.classifier, {}, read_weights(lender.classifier))
+    write_head(models / "own", lender, classifier)
+    (tmp_path / "in.fa").write_text(f">a\n{'GCA' * 200}\n")
+    words = ["--input", "in.fa", "--model", "own", "--models_dir", "models"]
+    done = pipeline(tmp_path, *words)
+    assert done.returncode == 0, done.stdout
+    assert tasks(tmp_path / "results", "COMPLETED")["CLASSIFY"] == 1
+    (models / "lender/model.json").unlink()
+    assert "uses the encoders of the model 'lender'" in pipeline(tmp_path, *words).stdout
 
 
 def test_stopped_task_is_tried_again_under_the_strict_parser(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ import typer
 from test_cli import OUT
 
 from virnucpro_core import __version__, cli
+from virnucpro_core.parquet import frame_meta
 
 Test = TypeVar("Test", bound=Callable[..., None])
 Run = Callable[..., tuple[int, str, str]]
 
 SEEN: set[str] = set()
 ELSEWHERE = {
+    "train --recipe": "test_train.py::test_cli_train_with_an_odd_recipe_exits_2",
     "report --earlier": "test_report.py::test_results_of_earlier_runs_are_named",
     "models fetch --classifier": "test_fetch.py::test_fetch_published_model",
     "models fetch --models-dir": "test_fetch.py::test_fetch_published_model",
@@ -128,19 +130,20 @@ def test_bad_arguments_are_refused_before_a_gpu_is_waited_for(
     assert not (tmp_path / "out").exists()
 
 
-@sees("predict", "--output", "--model", "--models-dir", "--precision", "--min-viral-fraction")
-@sees("predict", "--force")
+@sees("predict", "--output", "--model", "--models-dir", "--precision")
+@sees("predict", "--genetic-code", "--force")
 def test_predict_options(
     ask: Callable[..., str], run: Run, model: list[object], three: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    settings = [*model, "--precision", "bf16", "--min-viral-fraction", "0.25"]
+    settings = [*model, "--precision", "bf16", "--genetic-code", "15"]
     ask("predict", three, "--output", out, *settings)
     about = summary(out)
     assert OUT | {"report.html"} <= {path.name for path in out.iterdir()}
     assert (about["model"], about["precision"]) == ("tiny", "bf16")
     assert about["embedded_on"][0]["precision"] == "bf16"
-    assert about["min_viral_fraction"] == about["parameters"]["min_viral_fraction"] == 0.25
+    assert about["genetic_code"] == "15"
+    assert about["contigs_read_with"] == {"15": about["contigs"]["total"]}
     other = tmp_path / "other.fa"
     other.write_text(three.read_text().replace(">c", ">d"))
     assert run("predict", other, "-o", out, *settings)[0] == 2
@@ -170,7 +173,8 @@ def test_split_options(ask: Callable[..., str], run: Run, tmp_path: Path) -> Non
     assert table["contig"].to_pylist() == ["other"]
 
 
-@sees("translate", "--output", "--window", "--model", "--models-dir", "--fasta-dir")
+@sees("translate", "--output", "--window", "--model", "--models-dir", "--fasta-dir", "--runs")
+@sees("translate", "--genetic-code")
 def test_translate_options(
     ask: Callable[..., str], model: list[object], edge: Path, tmp_path: Path
 ) -> None:
@@ -180,12 +184,35 @@ def test_translate_options(
         return footer
 
     assert window("--window", 120) == b"120"
+    rows = pq.read_metadata(tmp_path / "f.parquet").num_rows
+    assert window("--window", 120, "--runs") == b"120"
+    assert pq.read_metadata(tmp_path / "f.parquet").num_rows > rows
     assert window(*model, "--fasta-dir", tmp_path / "fasta") == b"300"
     assert {path.name for path in (tmp_path / "fasta").iterdir()} == {
         "chunked300.fa",
         "identified_nucleotide.fa",
         "identified_protein.faa",
     }
+    window("--window", 300, "--genetic-code", "15", "--fasta-dir", tmp_path / "other")
+    proteins = [
+        (tmp_path / folder / "identified_protein.faa").read_text().count(">")
+        for folder in ("fasta", "other")
+    ]
+    assert proteins[0] < proteins[1]
+    assert frame_meta(tmp_path / "f.parquet").genetic_code == "15"
+
+
+@pytest.mark.parametrize("command", ["predict", "translate"])
+def test_genetic_code_that_biopython_lacks_is_refused(
+    command: str, run: Run, edge: Path, tmp_path: Path
+) -> None:
+    code, _, err = run(
+        command, edge, "-o", tmp_path / "out", "--model", "mini", "--genetic-code", 7
+    )
+    assert code == 2
+    assert err.startswith("virnucpro: genetic code '7': Biopython has no such table; give auto or ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 @sees("embed", "--output", "--model", "--models-dir", "--token-budget", "--checkpoint-dir")
@@ -229,7 +256,7 @@ def test_merge_options(
 
 
 @sees("classify", "--output", "--frames", "--contigs", "--model", "--models-dir", "--sample")
-@sees("classify", "--min-viral-fraction", "--force")
+@sees("classify", "--force")
 @sees("report", "--output")
 def test_classify_and_report_options(
     ask: Callable[..., str],
@@ -244,13 +271,75 @@ def test_classify_and_report_options(
     out = tmp_path / "out"
     words: list[object] = ["classify", shard, "--frames", edge_frames]
     words += ["--contigs", tmp_path / "contigs.parquet", "--output", out, *model]
-    ask(*words, "--sample", "some", "--min-viral-fraction", "0.01")
+    ask(*words, "--sample", "some", "--min-score", "0.01")
     about = summary(out)
-    assert (about["sample"], about["model"], about["min_viral_fraction"]) == ("some", "tiny", 0.01)
-    ask(*words, "--sample", "some", "--min-viral-fraction", "1")
-    assert summary(out)["min_viral_fraction"] == 1, "the same frames again need no --force"
+    assert (about["sample"], about["model"]) == ("some", "tiny")
+    ask(*words, "--sample", "some", "--min-score", "1")
+    assert summary(out)["criteria"]["min_score"] == 1, "the same frames again need no --force"
     (out / "summary.json").write_text(json.dumps({**about, "input": [{"sha256": "another's"}]}))
     assert run(*words)[0] == 2
     ask(*words, "--force")
     ask("report", out, "--output", tmp_path / "r.html")
     assert "<html" in (tmp_path / "r.html").read_text()
+
+
+ASKED: dict[str, object] = {
+    "--min-score": 0.03,
+    "--min-length": 31,
+    "--min-evidence": 45,
+}
+CRITERIA = {"preset": None, "max_fdr": None, "prevalence": None}
+
+
+@sees("predict", "--preset", *ASKED)
+@sees("classify", "--preset", *ASKED)
+@sees("call", "--preset", *ASKED)
+def test_criteria_of_calls_are_recorded_and_followed(
+    ask: Callable[..., str], run: Run, model: list[object], three: Path, tmp_path: Path
+) -> None:
+    words = [word for pair in ASKED.items() for word in pair]
+    expected = {**CRITERIA, **{name[2:].replace("-", "_"): v for name, v in ASKED.items()}}
+    out = tmp_path / "out"
+    ask("predict", three, "-o", out, *model, *words)
+    assert summary(out)["criteria"] == expected
+    ask("split", three, "-o", tmp_path)
+    ask("translate", three, "-o", tmp_path / "f.parquet", "--window", 300)
+    ask("embed", tmp_path / "f.parquet", "-o", tmp_path / "s.h5", *model)
+    where = ["--frames", tmp_path / "f.parquet", "--contigs", tmp_path / "contigs.parquet"]
+    ask("classify", tmp_path / "s.h5", *where, "-o", tmp_path / "own", *model, *words)
+    assert summary(tmp_path / "own")["criteria"] == expected
+    tables = [(folder / "contigs.tsv").read_bytes() for folder in (out, tmp_path / "own")]
+    assert tables[0] == tables[1]
+    for command, folder in (
+        (["predict", three, "-o", out, *model], out),
+        (["classify", tmp_path / "s.h5", *where, "-o", tmp_path / "own", *model], tmp_path / "own"),
+        (["call", out], out),
+    ):
+        ask(*command, "--preset", "sensitive")
+        about = summary(folder)["criteria"]
+        assert (about["preset"], about["min_score"]) == ("sensitive", pytest.approx(1 / 3))
+    ask("call", out, *words)
+    assert (out / "contigs.tsv").read_bytes() == tables[0]
+    assert run("call", out, "--preset", "sensitive", "--min-score", "0.5")[0] == 2
+    assert (out / "contigs.tsv").read_bytes() == tables[0]
+
+
+@sees("predict", "--max-fdr", "--prevalence")
+@sees("classify", "--max-fdr", "--prevalence")
+@sees("call", "--max-fdr", "--prevalence")
+def test_error_rates_of_a_model_without_a_calibration_are_refused(
+    ask: Callable[..., str], run: Run, model: list[object], three: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    ask("predict", three, "-o", out, *model)
+    where = ["s.h5", "--frames", "f", "--contigs", "c", "-o", tmp_path / "o"]
+    for command in (
+        ["predict", three, "-o", out, *model],
+        ["classify", *where, *model],
+        ["call", out],
+    ):
+        for words in (["--max-fdr", "0.1"], ["--prevalence", "0.2"]):
+            code, _, said = run(*command, *words)
+            assert code == 2
+            assert f"{words[0]} {words[1]}: the model tiny has no calibration" in said
+        assert run(*command, "--prevalence", "some")[0] == 2

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_options import Run, sees
 
+from virnucpro_core.lab.head import ORIGINAL
 from virnucpro_core.models.store import Model
 
 
@@ -84,7 +87,65 @@ def test_train_options(
     assert again["weights"] != own["weights"]
 
 
+@sees("train", "--encoders", "--models-dir", "--precision", "--recipe")
+@pytest.mark.usefixtures("quick_training")
+def test_train_on_encoders_options(
+    run: Run, fastas: dict[str, Path], tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnucpro_core.lab.head.ORIGINAL", replace(ORIGINAL, epochs=2))
+    root = tmp_path / "models"
+    shutil.copytree(tiny.folder, root / "tiny")
+    files = ["--virus", fastas["virus"], "--other", fastas["other"]]
+    words: list[object] = ["train", *files, "--encoders", "tiny", "--models-dir", root]
+    words += ["--device", "cpu"]
+    code, said, _ = run(*words, "-o", "own", "--recipe", "original", "--precision", "bf16")
+    assert code == 0
+    about = json.loads((root / "own/model.json").read_text())
+    assert (about["encoders"], about["window"]) == ("tiny", 300)
+    training = about["training"]
+    assert training["recipe"]["optimizer"] == "sgd"
+    assert "test" not in training
+    assert json.loads(said) == training["validation"]
+    assert {one["precision"] for one in training["embeddings"]} == {"bf16"}
+    assert run("models", "verify", "own", "--models-dir", root)[0] == 0
+    (tmp_path / "mine.toml").write_text("epochs = 1\nhidden = 4\noptimizer = 'adamw'\n")
+    assert run(*words, "-o", "two", "--recipe", tmp_path / "mine.toml")[0] == 0
+    recipe = json.loads((root / "two/model.json").read_text())["training"]["recipe"]
+    assert (recipe["epochs"], recipe["hidden"]) == (1, 4)
+    refusals = {
+        "holds a model already": (*words, "-o", "own"),
+        "tiny takes 300; leave it out": (*words, "-o", "other", "--window", "500"),
+        "name them with --encoders": ("train", *files, "-o", "x", "--precision", "bf16"),
+    }
+    for sentence, refused in refusals.items():
+        code, _, err = run(*refused)
+        assert code == 2
+        assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epoch = 3", "has an unknown entry 'epoch'"),
+        ("epochs = 0", "epochs is 0; give a number"),
+        ("learning_rate = nan", "learning_rate is nan; give a number"),
+        ("weighed = 1", "weighed is 1; give true or false"),
+        ("optimizer = 'adam'", "optimizer is 'adam'; give adamw or sgd"),
+        ("epochs", "is no recipe that can be read"),
+    ],
+)
+def test_a_recipe_on_encoders_that_is_of_no_use_exits_2(
+    text: str, said: str, run: Run, fastas: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    words = ["train", "--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "x"]
+    code, _, err = run(*words, "--encoders", "mini", "--recipe", tmp_path / "r.toml")
+    assert code == 2
+    assert said in err
+
+
 @sees("evaluate", "--virus", "--other", "--model", "--models-dir", "--test-part")
+@sees("evaluate", "--table", "--bins", "--output")
 def test_evaluate_options(
     ask: Callable[..., str], model: list[object], three: Path, tmp_path: Path
 ) -> None:
@@ -92,11 +153,25 @@ def test_evaluate_options(
     paths = [tmp_path / "virus.fa", tmp_path / "other.fa"]
     for path, count in zip(paths, (12, 15), strict=True):
         path.write_text("".join(f">{path.stem}{n}\n{bases}\n" for n in range(count)))
+    (tmp_path / "t.csv").write_text("contig,score\nvirus3,1\n")
     words = ["evaluate", "--virus", paths[0], "--other", paths[1], *model]
-    whole = json.loads(ask(*words))["contigs"]
-    assert (whole["number"], whole["viral"]) == (27, 12)
-    cut = json.loads(ask(*words, "--test-part"))["contigs"]
-    assert cut["number"] > 27, "contigs are cut from the groups held out"
+
+    def rows(*more: object) -> list[dict[str, Any]]:
+        ask(*words, "--output", tmp_path / "out", *more)
+        about = json.loads((tmp_path / "out/evaluation.json").read_text())
+        assert about["model"] == "tiny"
+        found: list[dict[str, Any]] = about["rows"]
+        return found
+
+    whole = rows("--table", f"mine={tmp_path / 't.csv'}", "--bins", "299,301")
+    assert [(row["number"], row["viral"]) for row in whole if row["subset"] == "all"] == [
+        *((27, 12),) * 3
+    ]
+    assert {row["tool"]: row["scored"] for row in whole if row["subset"] == "all"} == {
+        **{"tiny": 27, "mine": 1}
+    }
+    assert {row["subset"] for row in whole} >= {"length 299-300"}
+    assert rows("--test-part")[0]["number"] > 27, "contigs are cut from the groups held out"
 
 
 @sees("models import", "--dnabert-s", "--esm2", "--classifier", "--models-dir", "--window")

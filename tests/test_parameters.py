@@ -37,8 +37,11 @@ def effect_of(*parameters: str) -> Callable[[Test], Test]:
         (["--shard-bp", "5"], "Unknown parameter --shardBp: did you mean --shard_bp?"),
         (["--outdr", "x"], "Unknown parameter --outdr: did you mean --outdir?"),
         (["--shard_bp", "many"], "--shard_bp many: give an integer."),
-        (["--min_viral_fraction", "2"], "--min_viral_fraction 2: give 1 or less."),
-        (["--min_viral_fraction", "0"], "--min_viral_fraction 0: give more than 0."),
+        (["--min_score", "2"], "--min_score 2: give 1 or less."),
+        (["--min_score", "0"], "--min_score 0: give more than 0."),
+        (["--preset", "bold"], "--preset bold: give one of sensitive, balanced, conservative."),
+        (["--preset", "balanced", "--min_score", "0.4"], "--min_score 0.4: a preset is such thr"),
+        (["--prevalence", "1.5"], "--prevalence 1.5: this does not fit."),
         (["--models_dir", "gone"], "--models_dir gone: no such folder"),
         (["--models_dir", ".", "--model", "other"], "--model other: is not in .; bring it in with"),
         (["--model", "virnucpro-500"], "--model virnucpro-500: name the folder of models that has"),
@@ -46,6 +49,7 @@ def effect_of(*parameters: str) -> Callable[[Test], Test]:
         (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
         (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
         (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
+        (["--genetic_code", "7"], "--genetic_code 7: this does not fit. Genetic code, by NCBI's"),
         (["--device", "tpu"], "--device tpu: this does not fit. What an embed task may use"),
         (["--precision", "int8"], "--precision int8: give one of fp32, bf16, fp16, fp8."),
     ],
@@ -103,8 +107,8 @@ def test_every_parameter_has_what_a_launch_form_shows() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("parameters.yml", "outdir: there\nshard_bp: 20000\nmin_viral_fraction: 0.25\n"),
-        ("parameters.json", '{"outdir": "there", "shard_bp": 20000, "min_viral_fraction": 0.25}'),
+        ("parameters.yml", "outdir: there\nshard_bp: 20000\nmin_score: 0.25\n"),
+        ("parameters.json", '{"outdir": "there", "shard_bp": 20000, "min_score": 0.25}'),
     ],
 )
 def test_parameters_out_of_a_file(name: str, text: str, tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_parameters_out_of_a_file(name: str, text: str, tmp_path: Path) -> None:
 def test_help_names_every_parameter(tmp_path: Path) -> None:
     run = pipeline(tmp_path, "--help")
     assert run.returncode == 0
-    assert "--min_viral_fraction" in run.stdout
+    assert "--min_score" in run.stdout
 
 
 def commands(folder: Path, stage: str) -> list[str]:
@@ -140,9 +144,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "there" / "old").mkdir(parents=True)
     (folder / "there" / "old" / "summary.json").touch()
     words = ["--input", "a $HOME's.fa", "--outdir", "there", "--publish_dir_mode", "symlink"]
-    words += ["--model", "own", "--models_dir", "models", "--min_viral_fraction", "0.75"]
+    words += ["--model", "own", "--models_dir", "models", "--min_score", "0.75"]
+    words += ["--min_length", "400", "--min_evidence", "300"]
     words += ["--shard_bp", "600", "--precision", "bf16", "--checkpoint_dir", "it's kept"]
-    words += ["--gpus_per_task", "3", "-profile", "gpu"]
+    words += ["--gpus_per_task", "3", "-profile", "gpu", "--genetic_code", "15"]
     run = nextflow(folder, "run", f"{ROOT}/main.nf", *words, **BARE)
     assert run.returncode == 0, run.stdout
     (folder / "said.txt").write_text(run.stdout)
@@ -155,11 +160,14 @@ def test_input_is_cut_and_published_as_told(told: Path) -> None:
     assert tasks(told / "there", "COMPLETED")["TRANSLATE"] == 2
 
 
-@effect_of("model", "models_dir", "min_viral_fraction", "precision")
+@effect_of("model", "models_dir", "min_score", "min_length", "min_evidence", "precision")
+@effect_of("genetic_code")
 def test_model_rule_and_precision_are_those_of_the_results(told: Path) -> None:
     summary = json.loads((told / "there" / "a_HOME_s" / "summary.json").read_text())
-    assert (summary["model"], summary["min_viral_fraction"]) == ("own", 0.75)
-    assert summary["precision"] == "bf16"
+    assert summary["model"] == "own"
+    asked = {"min_score": 0.75, "min_length": 400, "min_evidence": 300}
+    assert {name: summary["criteria"][name] for name in asked} == asked
+    assert (summary["genetic_code"], summary["precision"]) == ("15", "bf16")
 
 
 @effect_of("checkpoint_dir", "gpus_per_task")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from virnucpro_core.results.regions import (
+    CLIP,
     LEAST_SCORE,
     LEAST_WINDOWS,
+    SHIFT,
     Segment,
     maximal_segments,
     viral_segments,
@@ -60,5 +62,7 @@ def test_few_windows_are_no_region_however_high_they_score(windows: int) -> None
 
 
 def test_windows_that_hardly_speak_are_no_region() -> None:
-    assert viral_segments(np.full(100, 1.0)) == []
-    assert LEAST_SCORE > 0
+    assert viral_segments(np.full(1000, SHIFT)) == []
+    few = int(LEAST_SCORE / CLIP)
+    assert viral_segments(np.full(few, 9.0)) == []
+    assert len(viral_segments(np.full(few + 1, 9.0))) == 1

@@ -15,11 +15,15 @@ from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.results.calls import CALLS, REASONS
+from virnucpro_core.results.criteria import Criteria
 from virnucpro_core.results.figures import ScoreGrid
 from virnucpro_core.results.report import LISTED, write_report
 from virnucpro_core.schema import CONTIGS
 
 Row = tuple[str, int, str, float | None]
+
+
+CRITERIA = Criteria("balanced", 0.5, None, 0, 150, None)
 
 
 def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -> Path:
@@ -30,11 +34,12 @@ def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -
     for contig, length, call, score in rows:
         calls[call] += 1
         if score is None:
-            lines.append(f"{contig}\t{length}\t1\t0\t0\t\t\t\t\tno_call\t{call}")
+            lines.append(f"{contig}\t{length}\t1\t0\t0\t0\t0" + "\t" * 7 + f"0\tno_call\t{call}")
         else:
             viral = int(call == "virus")
             lines.append(
-                f"{contig}\t{length}\t1\t2\t{viral}\t{viral}.0\t{score}\t{score}\t\t{call}\t"
+                f"{contig}\t{length}\t1\t1\t2\t{length}\t{viral}\t{viral}.0\t{score}\t{score}\t"
+                f"{score}\t\t\t{viral}\t{call}\t"
             )
     (folder / "contigs.tsv").write_text("\n".join(lines) + "\n")
     no_call = {reason: calls[reason] for reason in REASONS}
@@ -43,11 +48,13 @@ def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -
         "sample": name,
         "model": "mini",
         "window": 500,
+        "genetic_code": "1",
         "weights": {"classifier.safetensors": "ab" * 32},
         "precision": "fp32",
         "packed": True,
         "version": "9.9.9",
-        "min_viral_fraction": 0.5,
+        "criteria": CRITERIA.record(),
+        "prevalence": {"share": None, "source": None, "contigs": 9},
         "contigs": {
             "total": len(rows),
             "virus": calls["virus"],
@@ -260,7 +267,7 @@ def test_the_table_holds_the_best_contigs_alone(tmp_path: Path) -> None:
     page = report([classified(tmp_path / "a", rows)], tmp_path / "report.html")
     best = sorted(range(len(rows)), key=lambda i: -scores[i])[:LISTED]
     assert [row[0] for row in page.contigs[1:]] == [f"c{i}" for i in best]
-    assert "The 500 with the highest mean virus score, of 1,500." in page.words
+    assert "The 500 with the highest score, of 1,500." in page.words
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -339,7 +346,8 @@ def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
     out = classified(tmp_path / "a", ROWS)
     with (out / "contigs.tsv").open("a") as handle:
         handle.writelines(
-            f"c{i}\t{500 + i % 9000}\t1\t2\t0\t0.0\t0.1\t{i % 997 / 2000}\t\tother\t\n"
+            f"c{i}\t{500 + i % 9000}\t1\t1\t2\t500\t0\t0.0\t0.1\t{i % 997 / 2000}"
+            "\t0.0\t\t\t0\tother\t\n"
             for i in range(1_000_000)
         )
     write_report([out], tmp_path / "report.html")

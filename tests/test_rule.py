@@ -85,7 +85,8 @@ def test_a_model_with_a_rule_calls_by_it_and_reads_windows_without_a_frame(
     assert [row["call"] == "no_call" for row in plain] == [False, False, True, True]
     assert [row["call"] == "no_call" for row in ruled] == [False, False, False, True]
     assert [row["frames"] for row in ruled] == [row["frames"] for row in plain]
-    assert all(row["score"] is None for row in plain)
+    assert [row["score"] for row in plain] == [row["viral_fraction"] for row in plain]
+    assert all(row["probability"] is row["fdr"] is None for row in plain)
     for row in ruled[:3]:
         assert row["call"] == ("virus" if row["score"] >= RULE.call_at else "other")
     for name in (PREDICTIONS, HIGHEST_SCORE):  # the original's files know no such windows
@@ -97,10 +98,10 @@ def test_a_model_with_a_rule_calls_by_it_and_reads_windows_without_a_frame(
     frames = pq.read_table(tmp_path / "ruled/frames.parquet")["frame"].cast(pa.string())
     assert sum(name.islower() for name in frames.to_pylist()) == 2
     again = vnp.predict(
-        fasta, "ruled", models_dir=models, output=tmp_path / "ruled", min_viral_fraction=0.5
+        fasta, "ruled", models_dir=models, output=tmp_path / "ruled", min_score=0.9
     ).to_pylist()
     for row in again[:3]:
-        assert row["call"] == ("virus" if row["viral_fraction"] >= 0.5 else "other")
+        assert row["call"] == ("virus" if row["score"] >= 0.9 else "other")
 
 
 def test_a_rule_that_is_odd_is_refused(models: Path) -> None:

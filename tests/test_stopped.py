@@ -152,7 +152,7 @@ def test_stopped_before_its_last_file_has_made_no_model_and_makes_it_when_run_ag
         words = f"models import own --models-dir {tmp_path}/m --dnabert-s {tiny.nucleotide}"
         words += f" --esm2 {tiny.protein} --classifier {tiny.classifier}"
     arguments = [*words.split(), "--window", "300"]
-    stopped_on_a_slow_disk(arguments, signal.SIGINT, tmp_path, "model.json")
+    stopped_on_a_slow_disk(arguments, signal.SIGINT, tmp_path, "own/.model.json")
     left = [path.name for path in (tmp_path / "m/own").rglob("*")]
     assert "classifier.safetensors" in left
     assert not [name for name in left if name.startswith(".") or name == "model.json"]

@@ -15,11 +15,11 @@ from tiny import MINI, SMALL, coding
 import virnucpro_core as vnp
 from virnucpro_core.lab.augment import Batches, read_frames
 from virnucpro_core.lab.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
+from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.heldout import (
     Labelled,
     call_windows,
     conservative,
-    evaluate,
     figures,
     fit_rule,
     found_at,
@@ -247,6 +247,13 @@ def test_evaluate_without_frames_of_one_class_exits_2(tmp_path: Path) -> None:
 def test_cli_train_on_an_unknown_device_exits_2(fastas: dict[str, Path], tmp_path: Path) -> None:
     files = ["--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "model"]
     assert_refused(virnucpro("train", *files, "--device", "gpu"), 2, "device 'gpu' is not known")
+
+
+def test_cli_train_with_an_odd_recipe_exits_2(fastas: dict[str, Path], tmp_path: Path) -> None:
+    files = ["--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "model"]
+    (tmp_path / "own.toml").write_text(RECIPE.read_text().replace("steps = 12000", ""))
+    run = virnucpro("train", *files, "--recipe", tmp_path / "own.toml")
+    assert_refused(run, 2, "lacks the entry 'steps'")
 
 
 def test_a_group_is_in_one_part_whatever_its_version_and_fragment() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypedDict
+from typing import Unpack
 
 import pyarrow as pa
 
@@ -23,11 +23,12 @@ from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.store import Model, resolve_model
-from virnucpro_core.results.calls import check_min_viral_fraction
 from virnucpro_core.results.classify import call, classify, made_with
+from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
 from virnucpro_core.results.report import write_report
-from virnucpro_core.results.tables import RESULTS, read_contigs
+from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
+from virnucpro_core.sequences import codes
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 from virnucpro_core.version import __version__
@@ -35,16 +36,8 @@ from virnucpro_core.version import __version__
 logger = logging.getLogger("virnucpro.predict")
 
 WORK = ".work"
-REPORT = "report.html"
 _ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
 """What a sample's name, made of its file's, goes without."""
-
-
-class Settings(TypedDict):
-    """What calls are made with, beside the scores."""
-
-    sample: str
-    min_viral_fraction: float | None
 
 
 def predict(
@@ -56,15 +49,18 @@ def predict(
     devices: str = "auto",
     precision: str | None = None,
     force: bool = False,
-    min_viral_fraction: float | None = None,
+    genetic_code: int | str = 1,
+    **asked: Unpack[Asked],
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
 
     With `output`, that folder gets all result files and the report. The same call after a kill
-    goes on where it stood; on finished results it returns them, and with another
-    min_viral_fraction it calls again from the scores that they keep, without embedding. Without
-    `output`, nothing is kept. force runs fp8 without a validation, and replaces finished results
-    and a stopped run's work of another input.
+    goes on where it stood; on finished results it returns them. asked: how contigs are called, as
+    `criteria.criteria_for` takes it; with other criteria finished results are called again from
+    the scores that they keep, without embedding. Without `output`, nothing is kept. genetic_code:
+    the number of one of Biopython's tables, or `auto`: one a contig, by its own bases. force runs
+    fp8 without a validation, and replaces finished results and a stopped run's work of another
+    input.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -74,9 +70,11 @@ def predict(
     # what is wrong is refused before anything is done
     if not paths:
         raise InputError("no FASTA was given; name at least one file.")
-    check_min_viral_fraction(min_viral_fraction)
     check_local(paths)
+    code = codes.genetic_code(genetic_code)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
+    criteria = criteria_for(chosen.rule, chosen.name, **asked)
+    chosen.classifier  # noqa: B018 — without one, hours of embedding would end in a refusal
     places = parse_devices(devices)
     if precision is not None:
         require(chosen, precision, places, force=force)
@@ -87,19 +85,18 @@ def predict(
         out = Path(folder)
         keep_apart(out / "viral.fasta.gz", paths)
         given = identify(paths)
-        settings = Settings(
-            sample=_ENDING.sub("", paths[0].name), min_viral_fraction=min_viral_fraction
-        )
+        sample = _ENDING.sub("", paths[0].name)
         with _working(out, given, force=force) as work:
-            scores = _kept(out, given, chosen, precision)
-            if scores is not None and _is_finished(out, settings):
+            scores = _kept(out, given, chosen, precision, code)
+            if scores is not None and _is_finished(out, sample, criteria):
                 logger.info("%s is finished already", out)
                 return read_contigs(out / "contigs.tsv")
             if scores is not None:
                 logger.info("%s: calling again from the scores kept there", out)
-                split(paths, work, given=given, force=True)
-                contigs = work / "contigs.parquet"
-                table = call(scores, contigs, out, given, rule=chosen.rule, **settings)
+                inventory = out / "contigs.parquet"
+                table = call(
+                    *(scores, inventory, out, given, criteria), rule=chosen.rule, sample=sample
+                )
             else:
                 frames, shard, embeddings = (
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
@@ -109,6 +106,7 @@ def predict(
                     split(paths, work, given=given, force=True),
                     frames,
                     chosen.window,
+                    code=code,
                     runs=chosen.rule is not None,
                 )
                 amount = amount_in(contigs, frames, chosen.window)
@@ -121,7 +119,8 @@ def predict(
                     *(embeddings, [frames], contigs, out, chosen),
                     given=given,
                     force=force,
-                    **settings,
+                    sample=sample,
+                    **asked,
                 )
             write_report([out], out / REPORT)
         return table
@@ -157,8 +156,8 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Scores | None:
-    """The scores that `out` keeps, if they are those of this input, model and precision.
+def _kept(out: Path, given: Input, model: Model, precision: str | None, code: str) -> Scores | None:
+    """The scores that `out` keeps, if they are those of this input, model, precision and code.
 
     Without a precision, the one that they were made in is as good.
     """
@@ -166,23 +165,23 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None) -> Score
     if summary is None or not same(summary.get("input"), given):
         return None
     origin = origin_of(model, precision or str(summary.get("precision")))
-    wanted = made_with(origin, model)
+    wanted = made_with(origin, model, code)
     if any(summary.get(key) != value for key, value in wanted.items()):
         return None
     try:
         scores = kept_scores(out)
     except InputError:
         return None
-    return scores if scores.made == wanted else None
+    return scores if scores.made == wanted and (out / "contigs.parquet").is_file() else None
 
 
-def _is_finished(out: Path, settings: Settings) -> bool:
-    """Whether all files of `out` are as these settings make them."""
+def _is_finished(out: Path, sample: str, criteria: Criteria) -> bool:
+    """Whether all files of `out` are as these criteria make them."""
     summary = read_summary(out) or {}
-    same_settings = all(summary.get(key) == value for key, value in settings.items())
     files = (REPORT, *RESULTS)
     return (
-        same_settings
+        summary.get("sample") == sample
+        and summary.get("criteria") == criteria.record()
         and summary.get("version") == __version__
         and all((out / name).is_file() for name in files)
     )

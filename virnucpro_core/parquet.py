@@ -19,14 +19,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.schema import FRAMES, INVENTORY
 
 FRAME_FORMAT = "1"
+_SAID = {
+    "format": FRAME_FORMAT,
+    "window": r"[1-9]\d{0,9}",
+    "genetic_code": r"auto|[1-9]\d?",
+    "read_with": r'\{("[1-9]\d?": \d{1,12}(, )?)*\}',
+    "digest": r"[0-9a-f]{64}",
+}
+"""What the footer of a frame table says, and how that looks."""
 BATCH_ROWS = 65_536
 _SUMS = "virnucpro.crc32"
+
+
+def text_of(column: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
+    """Where each text of a string column ends (N + 1, from 0 on or later), and all their bytes."""
+    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+    return ends[: len(column) + 1], memoryview(column.buffers()[2] or b"")
 
 
 class _Sums:
@@ -40,10 +55,8 @@ class _Sums:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             if pa.types.is_string(column.type):
-                ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
-                ends = ends[: len(column) + 1]
-                values = memoryview(column.buffers()[2] or b"")[ends[0] : ends[-1]]
-                parts: tuple[Any, ...] = (np.diff(ends), values)
+                ends, text = text_of(column)
+                parts: tuple[Any, ...] = (np.diff(ends), text[ends[0] : ends[-1]])
             else:
                 parts = (column.to_numpy(),)
             for kind, part in zip(("", "'s text"), parts, strict=False):
@@ -78,9 +91,15 @@ def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[Tabl
 
 @dataclass(frozen=True)
 class FrameMeta:
-    """What a frame table says of itself, read from its footer alone."""
+    """What a frame table says of itself, read from its footer alone.
+
+    genetic_code: as translate was told, a number or `auto`. read_with: the number of contigs by
+    the code that they were read with.
+    """
 
     window: int
+    genetic_code: str
+    read_with: dict[str, int]
     digest: str
     rows: int
 
@@ -152,22 +171,36 @@ def _open_frames(path: Path) -> pq.ParquetFile:
 
 
 def frame_meta(path: Path) -> FrameMeta:
-    """Window, content digest and number of rows of a frame table.
+    """Window, genetic code, content digest and number of rows of a frame table.
 
     Raises InputError when the file is no frame table or of another format version.
     """
     table = _open_frames(path)
     meta = table.metadata.metadata or {}
-    window, digest = (meta.get(b"virnucpro." + key, b"") for key in (b"window", b"digest"))
-    if (
-        meta.get(b"virnucpro.format") != FRAME_FORMAT.encode()
-        or not re.fullmatch(rb"[1-9]\d{0,9}", window)
-        or not re.fullmatch(rb"[0-9a-f]{64}", digest)
-    ):
+    found = {key: meta.get(b"virnucpro." + key.encode(), b"").decode("latin-1") for key in _SAID}
+    if not all(re.fullmatch(form, found[key]) for key, form in _SAID.items()):
         raise InputError(
             f"{path}: not written by this version's `virnucpro translate`; translate again."
         )
-    return FrameMeta(int(window), digest.decode(), table.metadata.num_rows)
+    return FrameMeta(
+        int(found["window"]),
+        found["genetic_code"],
+        json.loads(found["read_with"]),
+        found["digest"],
+        table.metadata.num_rows,
+    )
+
+
+def one_genetic_code(tables: Iterable[tuple[Path, FrameMeta]]) -> str:
+    """The genetic code that frame tables were translated with; InputError where they differ."""
+    by_code = {meta.genetic_code: path for path, meta in tables}
+    if len(by_code) > 1:
+        (first, path), (other, another), *_ = by_code.items()
+        raise InputError(
+            f"{another}: translated with genetic code {other}, and {path} with {first}; translate "
+            "all pieces of a sample with one."
+        )
+    return next(iter(by_code), "1")
 
 
 def frame_batches(

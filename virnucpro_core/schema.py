@@ -45,19 +45,42 @@ CONTIGS = pa.schema(
         ("contig", pa.string()),
         ("length", pa.int64()),
         ("windows", pa.int32()),
+        ("scored_windows", pa.int32()),
         ("frames", pa.int32()),
+        ("evidence_bp", pa.int64()),
         ("viral_windows", pa.int32()),
         ("viral_fraction", pa.float32()),
         ("max_virus_score", pa.float32()),
         ("mean_virus_score", pa.float32()),
         ("score", pa.float32()),
+        ("probability", pa.float32()),
+        ("fdr", pa.float32()),
+        ("regions", pa.int32()),
         ("call", pa.string()),
         ("reason", pa.string()),
     ]
 )
-"""One row a contig, in input order. viral_fraction is viral_windows over the windows that have a
-score; a window's virus score is the highest of its frames; the three are null for a no_call.
-score: probability by the model's own rule, null where it has none."""
+"""One row a contig, in input order. scored_windows: those that were read, by a frame or a run;
+evidence_bp: the bases in them that are A, C, G or T. viral_fraction: viral_windows over them; a
+window's virus score is the highest of its frames. score: what calls are made by, a probability by
+the model's own rule, or without one viral_fraction. probability: that score at the sample's own
+share of viruses; fdr: the expected share of others among contigs of at least this score; both are
+null without a rule or a call. regions: rows of regions.tsv. Scores are null where no window was
+read; numbers have four digits."""
+
+REGIONS = pa.schema(
+    [
+        ("contig", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("length", pa.int64()),
+        ("windows", pa.int32()),
+        ("score", pa.float32()),
+        ("kind", pa.string()),
+    ]
+)
+"""One row a viral stretch, 0-based, half-open. kind: `whole` for a contig called virus, with the
+contig's score; `provirus` for a stretch of another, with the mean of its windows' virus scores."""
 
 WINDOWS = (
     *("window_id", "contig", "window", "start", "end", "frames"),

@@ -133,40 +133,68 @@ def train(
     output: Output,
     more_virus: MoreVirus = None,
     more_other: MoreOther = None,
-    window: Annotated[int, typer.Option(min=3, help="Bases of a window.")] = 500,
+    window: Annotated[
+        int | None, typer.Option(min=3, help="Bases of a window: 500, or as the encoders take.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     recipe: Annotated[
-        Path | None, typer.Option(help="Sizes and schedule, as TOML; default: those of mini.")
+        Path | None,
+        typer.Option(
+            help="Sizes and schedule, as TOML; default: those of mini. With --encoders also "
+            "'original', as VirNucPro's authors trained."
+        ),
     ] = None,
     device: Device = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Replace the model that is there.")
     ] = False,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            help="Train a classifier alone, on this model's encoders. --virus and --other then "
+            "take GenBank files and shards of embed too."
+        ),
+    ] = None,
+    models_dir: ModelsDir = None,
+    precision: PrecisionOption = None,
 ) -> None:
-    """Train a small model from labelled FASTA, as the shipped `mini` was."""
+    """Train a small model from labelled FASTA, as `mini` was, or a classifier on --encoders."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.lab.train import MINI, Recipe, train
+    from virnucpro_core.lab import head, train
+    from virnucpro_core.lab.train_head import train_head
+    from virnucpro_core.models.store import models_folder, resolve_model
 
-    chosen = Recipe.read(recipe or MINI)
     place = str(parse_devices(device)[0])
+    lender = None if encoders is None else resolve_model(encoders, models_dir)
+    if lender is None:
+        how = train.Recipe.read(recipe or train.MINI)
+        if precision is not None:
+            raise InputError("--precision is that of encoders; name them with --encoders.")
+    else:
+        head_recipe = head.Recipe.read(recipe)
+        if window not in (None, lender.window):
+            raise InputError(f"--window {window}: {encoders} takes {lender.window}; leave it out.")
+        root = models_folder(models_dir)
+        if root is not None and output.name == str(output):  # a bare name is a model's
+            output = root / output
     if (output / "model.json").exists() and not force:
         raise InputError(
             f"{output}: holds a model already; name another folder, or --force to replace it."
         )
+    options: dict[str, Any] = {
+        "more_virus": more_virus or [],
+        "more_other": more_other or [],
+        "seed": seed,
+    }
     busy = f"{output}: another process works there; wait for it, or name another folder."
     with made(output), locked(output / ".lock", busy):
-        record = train(
-            virus,
-            other,
-            output,
-            more_virus=more_virus or [],
-            more_other=more_other or [],
-            window=window,
-            seed=seed,
-            device=place,
-            recipe=chosen,
-        )
-    typer.echo(json.dumps(record["test"], indent=2))
+        if lender is None:
+            options |= {"window": window or 500, "device": place, "recipe": how}
+            record = train.train(virus, other, output, **options)
+        else:
+            options |= {"recipe": head_recipe, "devices": device, "precision": precision}
+            record = train_head(virus, other, output, lender, **options)
+    typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 
 
 @app.command()
@@ -176,15 +204,31 @@ def evaluate(
     model: ModelName,
     models_dir: ModelsDir = None,
     device: Device = "auto",
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another tool's scores, NAME=FILE[:CONTIG,SCORE] (columns); may be repeated."
+        ),
+    ] = None,
     test_part: Annotated[
         bool, typer.Option("--test-part", help="Contigs cut from the groups that `train` held out.")
     ] = False,
+    bins: Annotated[
+        str, typer.Option(help="Lengths of contigs at which rows by length begin.")
+    ] = "300,500,1000,3000",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for table, JSON and pictures.")
+    ] = None,
 ) -> None:
-    """Measure a model on labelled FASTA: ROC AUC, sensitivity, specificity, by length and kind."""
+    """Measure a model, and other tools' scores, on labelled FASTA: by length, kind and window."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.lab.heldout import Labelled, evaluate
+    from virnucpro_core.lab.evaluate import bins_of, measure, shown
+    from virnucpro_core.lab.heldout import Labelled
+    from virnucpro_core.lab.othertool import Table
     from virnucpro_core.models.store import resolve_model
 
     place, chosen = parse_devices(device)[0], resolve_model(model, models_dir)
+    edges, tables = bins_of(bins), [Table.read(given) for given in table or []]
     sample = Labelled.test_part(virus, other) if test_part else Labelled.read(virus, other)
-    typer.echo(json.dumps(evaluate(chosen, sample, str(place)), indent=2))
+    for line in shown(measure(chosen, sample, tables, edges, place, output)):
+        typer.echo(line)

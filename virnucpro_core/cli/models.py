@@ -17,11 +17,14 @@ app = typer.Typer(help="The models at hand.")
 @app.command("list")
 def models_list(models_dir: ModelsDir = None) -> None:
     """The models in the models folder and the one that is shipped."""
-    from virnucpro_core.models.store import list_models
+    from virnucpro_core.models.store import CLASSIFIER, list_models
 
-    table = Table("model", "window", "values a frame", "folder")
+    table = Table("model", "window", "values a frame", "encoders", "folder")
     for model in list_models(models_dir):
-        table.add_row(model.name, str(model.window), str(model.dim), str(model.folder))
+        encoders = model.lender.name if model.lender else "its own"
+        if CLASSIFIER not in model.weights:
+            encoders = "alone"
+        table.add_row(model.name, str(model.window), str(model.dim), encoders, str(model.folder))
     Console().print(table)
 
 
@@ -53,7 +56,10 @@ def models_import(
     name: Annotated[str, typer.Argument(help="virnucpro-300, virnucpro-500, or one of yours.")],
     dnabert_s: Annotated[Path, typer.Option(help="Folder: config.json, tokenizer.json, weights.")],
     esm2: Annotated[Path, typer.Option(help="fair-esm's .pt, or a Hugging Face folder.")],
-    classifier: Annotated[Path, typer.Option(help="The original's .pth, or safetensors.")],
+    classifier: Annotated[
+        Path | None,
+        typer.Option(help="The original's .pth, or safetensors; without, encoders to train on."),
+    ] = None,
     models_dir: ModelsDir = None,
     window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
 ) -> None:

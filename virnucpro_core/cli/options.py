@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from virnucpro_core.inputs import check_local
+from virnucpro_core.results.criteria import Preset
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 """Number format of the encoders' weights and activations. Plain text: an Enum is no str to HDF5."""
@@ -65,15 +66,41 @@ ShardBp = Annotated[
 DeviceClassOption = Annotated[
     DeviceClass, typer.Option(help="With --model: a piece keeps such a device 10 minutes busy.")
 ]
-MinViralFraction = Annotated[
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(help="How sure a call has to be. Default: balanced. docs/calls.md has figures."),
+]
+MinScore = Annotated[
+    float | None, typer.Option(help="Least score of a virus, in place of a preset; above 0.")
+]
+MaxFdr = Annotated[
     float | None,
-    typer.Option(
-        help="Share of a contig's windows with a score that makes it a virus; above 0. Default: "
-        "the model's own rule, or 0.5 for one that has none."
-    ),
+    typer.Option(help="Greatest false discovery rate of the calls, in place of a preset."),
+]
+MinLength = Annotated[int, typer.Option(min=0, help="Bases; shorter contigs get no call.")]
+MinEvidence = Annotated[
+    int | None,
+    typer.Option(min=0, help="Readable bases in scored windows below which there is no call."),
+]
+Prevalence = Annotated[
+    str,
+    typer.Option(help="Share of viruses among the sample's contigs: auto, by its scores, or 0.05."),
 ]
 
 
+def _genetic_code(given: str) -> str:
+    from virnucpro_core.sequences.codes import genetic_code
+
+    return genetic_code(given)
+
+
+GeneticCode = Annotated[
+    str,
+    typer.Option(
+        help="Number of one of Biopython's genetic codes, or auto: 1, 4 or 15 by each contig.",
+        callback=_genetic_code,
+    ),
+]
 VirusFasta = Annotated[
     list[Path], typer.Option("--virus", help="Viral FASTA; may be repeated.", callback=_files)
 ]

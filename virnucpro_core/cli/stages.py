@@ -13,12 +13,18 @@ from virnucpro_core.cli.options import (
     Fasta,
     Force,
     Frames,
-    MinViralFraction,
+    GeneticCode,
+    MaxFdr,
+    MinEvidence,
+    MinLength,
+    MinScore,
     ModelName,
     ModelsDir,
     OneFasta,
     Output,
     PrecisionOption,
+    PresetOption,
+    Prevalence,
     Replace,
     ShardBp,
 )
@@ -42,7 +48,13 @@ def predict(
             help="Replace results and work of another input there; run fp8 without a validation.",
         ),
     ] = False,
-    min_viral_fraction: MinViralFraction = None,
+    genetic_code: GeneticCode = "1",
+    preset: PresetOption = None,
+    min_score: MinScore = None,
+    max_fdr: MaxFdr = None,
+    min_length: MinLength = 0,
+    min_evidence: MinEvidence = None,
+    prevalence: Prevalence = "auto",
 ) -> None:
     """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
     from virnucpro_core.one_process import predict
@@ -55,7 +67,13 @@ def predict(
         devices=devices,
         precision=precision,
         force=force,
-        min_viral_fraction=min_viral_fraction,
+        genetic_code=genetic_code,
+        preset=preset,
+        min_score=min_score,
+        max_fdr=max_fdr,
+        min_length=min_length,
+        min_evidence=min_evidence,
+        prevalence=prevalence,
     )
     calls = table["call"].to_pylist()
     counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
@@ -95,6 +113,7 @@ def translate(
     fasta_dir: Annotated[
         Path | None, typer.Option(help="Also write the original's three FASTA files here.")
     ] = None,
+    genetic_code: GeneticCode = "1",
 ) -> None:
     """Cut contigs into windows and keep the stop-free ones of their six frames.
 
@@ -110,7 +129,7 @@ def translate(
         chosen = resolve_model(model, models_dir)
         window, runs = chosen.window, chosen.rule is not None
     assert window is not None
-    translate([fasta], output, window, fasta_dir, runs=runs)
+    translate([fasta], output, window, fasta_dir, genetic_code, runs=runs)
 
 
 @app.command()
@@ -183,7 +202,12 @@ def classify(
     model: ModelName,
     models_dir: ModelsDir = None,
     sample: Annotated[str | None, typer.Option(help="Name for the report.")] = None,
-    min_viral_fraction: MinViralFraction = None,
+    preset: PresetOption = None,
+    min_score: MinScore = None,
+    max_fdr: MaxFdr = None,
+    min_length: MinLength = 0,
+    min_evidence: MinEvidence = None,
+    prevalence: Prevalence = "auto",
     force: Replace = False,
 ) -> None:
     """Score frames and call windows and contigs."""
@@ -197,8 +221,37 @@ def classify(
         output,
         resolve_model(model, models_dir),
         sample=sample,
-        min_viral_fraction=min_viral_fraction,
+        preset=preset,
+        min_score=min_score,
+        max_fdr=max_fdr,
+        min_length=min_length,
+        min_evidence=min_evidence,
+        prevalence=prevalence,
         force=force,
+    )
+
+
+@app.command()
+def call(
+    results: Annotated[Path, typer.Argument(help="A folder that predict or classify wrote.")],
+    preset: PresetOption = None,
+    min_score: MinScore = None,
+    max_fdr: MaxFdr = None,
+    min_length: MinLength = 0,
+    min_evidence: MinEvidence = None,
+    prevalence: Prevalence = "auto",
+) -> None:
+    """Call contigs again from the scores that results keep, in seconds: no model is needed."""
+    from virnucpro_core.results.again import call_again
+
+    call_again(
+        results,
+        preset=preset,
+        min_score=min_score,
+        max_fdr=max_fdr,
+        min_length=min_length,
+        min_evidence=min_evidence,
+        prevalence=prevalence,
     )
 
 

@@ -140,6 +140,12 @@ def origin_of(model: Model, precision: str) -> Origin:
     return Origin(model.name, model.encoder_weights, model.window, precision, packed, numerics())
 
 
+def work_key(meta: FrameMeta, origin: Origin) -> str:
+    """A name for the embeddings of a frame table: another for whatever would have other values."""
+    said = json.dumps([SHARD_FORMAT, meta.digest, origin.identity], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int) -> Bools:
     """Lay out a shard in a folder, unless an earlier run has; which rows are done, bool (N).
 
@@ -266,10 +272,7 @@ def embed(
             f"translate with --window {model.window}."
         )
     origin = origin_of(model, precision)
-    key = hashlib.sha256(
-        json.dumps([SHARD_FORMAT, meta.digest, vars(origin)], sort_keys=True).encode()
-    )
-    with _workplace(output, checkpoint_dir, key.hexdigest()[:16]) as folder:
+    with _workplace(output, checkpoint_dir, work_key(meta, origin)) as folder:
         if _finished(output, origin, meta, force=force):
             logger.info("%s is complete already", output)
             shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it after the rename

@@ -15,7 +15,7 @@ from virnucpro_core.embedding.hdf5 import lay_out
 from virnucpro_core.embedding.shards import EmbeddingFile, lay_out_rows, seal, write_rows
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, written_aside
-from virnucpro_core.parquet import frame_batches, frame_meta
+from virnucpro_core.parquet import frame_batches, frame_meta, one_genetic_code
 
 logger = logging.getLogger("virnucpro.merge")
 
@@ -34,8 +34,9 @@ def _pair(shards: Sequence[Path], frames: Sequence[Path]) -> list[EmbeddingFile]
             )
         by_digest[digest] = shard
     paired: dict[str, EmbeddingFile] = {}
-    for path in frames:
-        meta = frame_meta(path)
+    metas = [(path, frame_meta(path)) for path in frames]
+    one_genetic_code(metas)
+    for path, meta in metas:
         if meta.digest in paired:
             raise InputError(f"{path}: this frame table was given twice; give each once.")
         if meta.digest not in by_digest:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -38,10 +38,11 @@ USED_BYTES = 16_384
 class Origin:
     """What the values of a file of embeddings depend on, apart from the frames.
 
-    weights: sha256 of each file of the encoders. numerics: see `attention.numerics`.
+    weights: sha256 of each file of the encoders. numerics: see `attention.numerics`. model: by what
+    name they were called, which decides nothing.
     """
 
-    model: str
+    model: str = field(compare=False)
     weights: dict[str, str]
     window: int
     precision: str
@@ -58,6 +59,11 @@ class Origin:
                 "complete": True,
             }
         )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides values."""
+        return {name: value for name, value in vars(self).items() if name != "model"}
 
     @classmethod
     def read(cls, file: h5py.File) -> Origin:
@@ -125,7 +131,8 @@ def create_shard(path: Path, frames: Path, digest: str, origin: Origin, dim: int
         lay_out_rows(aside, [frames], origin, dim, describe)
 
 
-def _place(path: Path, dataset: str) -> int:
+def place_of(path: Path, dataset: str) -> int:
+    """At which byte of a file a `contiguous` dataset begins."""
     with open_h5(path) as file:
         place: int = file[dataset].id.get_offset()
         return place
@@ -134,7 +141,7 @@ def _place(path: Path, dataset: str) -> int:
 def write_rows(path: Path, parts: Iterable[NDArray[np.float32]]) -> Checksums:
     """Write consecutive parts, float32 (n, dim) each, of all rows; returns their checksums."""
     sums = [np.zeros(0, np.uint32)]
-    at = _place(path, "embedding")
+    at = place_of(path, "embedding")
     with path.open("rb+", buffering=0) as raw:
         for part in parts:
             if part.size:
@@ -151,7 +158,7 @@ def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
     parts = {"used": said, **({"checksum": sums.astype("<u4").tobytes()} if len(sums) else {})}
     with path.open("rb+", buffering=0) as raw:
         for name, part in parts.items():
-            write_at(raw.fileno(), part, _place(path, name))
+            write_at(raw.fileno(), part, place_of(path, name))
         os.fsync(raw.fileno())
 
 

@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from torch.utils.data import DataLoader, Dataset
 
 from virnucpro_core.lab.corpus import Codes, Corpus, letters
-from virnucpro_core.sequences.frames import FORWARD
+from virnucpro_core.sequences.codes import codon_residues
 from virnucpro_core.sequences.tokens import (
     ESM_BOS,
     ESM_EOS,
@@ -33,7 +33,7 @@ _MASK = SPECIAL_TOKENS.index("[MASK]")
 _STOP = 255
 _AMINO = np.full(64, _STOP, np.uint8)
 for _codon in range(64):
-    _byte = FORWARD[_codon // 16 * 25 + _codon // 4 % 4 * 5 + _codon % 4]
+    _byte = codon_residues(1)[0][_codon // 16 * 25 + _codon // 4 % 4 * 5 + _codon % 4]
     _AMINO[_codon] = _STOP if _byte == ord("*") else RESIDUE[_byte]
 
 BoolArray = NDArray[np.bool_]

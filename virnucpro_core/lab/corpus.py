@@ -47,6 +47,12 @@ def group_of(contig_id: str) -> str:
     return re.sub(r"\.\d+$", "", contig_id.split("#", 1)[0])
 
 
+def header_kind(description: str, is_viral: bool) -> str:
+    """The second word of a header of two, else `virus` or `other`."""
+    words = description.split()
+    return words[0] if len(words) == 1 else "virus" if is_viral else "other"
+
+
 def part_of(contig_id: str) -> str:
     """The part that a contig belongs to, by a hash of its group: the same in every run."""
     digest = hashlib.sha256(group_of(contig_id).encode()).digest()
@@ -111,9 +117,8 @@ class Corpus:
     ) -> Corpus:
         """Pack FASTA files of any size, and hold out parts.
 
-        A record's kind is the second word of a header of two, else `virus` or `other`. Groups of
-        `more_…` are in training, whatever their name. A stretch leaves its part when it, or its
-        group as a whole, shares over 2 % of its 31-mers with a part before it in PARTS.
+        Groups of `more_…` are in training, whatever their name. A stretch leaves its part when
+        it, or its group as a whole, shares over 2 % of its 31-mers with a part before it in PARTS.
 
         Raises InputError as `read_fasta`, and for a kind that is both viral and not.
         """
@@ -127,8 +132,7 @@ class Corpus:
                 (more_virus, True, False), (more_other, False, False),
             ):  # fmt: skip
                 for contig in read_fasta(files):
-                    words = contig.description.split()
-                    name = words[0] if len(words) == 1 else "virus" if is_viral else "other"
+                    name = header_kind(contig.description, is_viral)
                     kind = kinds.setdefault((name, is_viral), len(kinds))
                     group = groups.setdefault(group_of(contig.id), len(groups))
                     part = list(PARTS).index(part_of(contig.id) if held else "training")

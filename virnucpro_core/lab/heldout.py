@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.lab.corpus import Corpus
-from virnucpro_core.models.classifier import MLPClassifier, load_classifier
-from virnucpro_core.models.dnabert_s import load_dnabert_s
+from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.encoder import Encoder
-from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.rule import FEATURES, ContigRule, Float64Array
-from virnucpro_core.models.store import Model
-from virnucpro_core.results.calls import MIN_VIRAL_FRACTION, BoolArray, Float32Array, WindowCalls
+from virnucpro_core.results.calls import BoolArray, Float32Array, WindowCalls
+from virnucpro_core.results.criteria import MIN_VIRAL_FRACTION
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import stop_free_frames
 
@@ -257,13 +255,3 @@ def fit_rule(sample: Labelled, calls: WindowCalls, false: float) -> ContigRule:
     rule = ContigRule(tuple(weights.tolist()), 0.5)
     call_at = float(np.quantile(rule.probability(x)[y == 0], 1 - false))
     return replace(rule, call_at=min(max(call_at, 1e-6), 1 - 1e-6))
-
-
-def evaluate(model: Model, sample: Labelled, device: str = "cpu") -> dict[str, Any]:
-    """`figures` of a stored model on labelled contigs; InputError as `usable_frames`."""
-    frames = usable_frames(sample, model.window, "the input", runs=model.rule is not None)
-    embeddings = frame_embeddings(
-        load_dnabert_s(model.nucleotide).to(device), load_esm2(model.protein).to(device), frames
-    )
-    scores = frame_scores(load_classifier(model.classifier).to(device), embeddings)
-    return figures(sample, call_windows(sample, model.window, frames, scores), model.rule)

@@ -27,12 +27,12 @@ from virnucpro_core.errors import InputError, need_room
 from virnucpro_core.files import blame_machine, blamed
 from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
+from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.heldout import (
     Labelled,
     Look,
     conservative,
-    evaluate,
     fit_rule,
     frame_embeddings,
     usable_frames,

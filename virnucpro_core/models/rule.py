@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Float64Array = NDArray[np.float64]
 
+PRIOR = 0.5
+"""The share of viruses for which a rule's score is a probability."""
+
 FEATURES = ("frames", "runs", "frames_log", "runs_log", "share", "log", "one")
 """Of a contig with n windows that were read: the log-odds of those with frames, added up and
 divided by n; of those read by their longest run, likewise; both times log n; the share with
@@ -48,6 +51,13 @@ class ContigRule:
             "weights": dict(zip(FEATURES, self.weights, strict=True)),
             "call_at": self.call_at,
         }
+
+    def windows(self, odds: Float64Array, framed: NDArray[np.bool_]) -> Float64Array:
+        """Log-odds (N) of windows as if each were a contig: framed is whether it has frames."""
+        weight = dict(zip(FEATURES, self.weights, strict=True))
+        frames = weight["frames"] * odds + weight["share"] + weight["one"]
+        result: Float64Array = np.where(framed, frames, weight["runs"] * odds + weight["one"])
+        return result
 
     def probability(self, features: Float64Array) -> Float64Array:
         """Of contigs, float64 (N), from their `features`."""

@@ -4,6 +4,10 @@
      "weights": {"esm2/model.safetensors": "<sha256>", …}}
 
 `layout` says what the files hold. `mini` lies in the package, the others in a models folder.
+
+A model may be encoders alone, to train on: it has no classifier. And it may be a classifier alone:
+`"encoders": "virnucpro-500"` names the model whose encoders it uses, in the same models folder or
+in the package, by the sha256 of their files, which stand among its own `weights`.
 """
 
 from __future__ import annotations
@@ -34,7 +38,10 @@ FILES = (
     "esm2/config.json",
     "esm2/model.safetensors",
 )
-"""Of every model, in its folder."""
+"""Of every model; all but the classifier's are its encoders'."""
+ENCODER_FILES = FILES[1:]
+NAME = re.compile(r"[\w.+-]*\w")
+"""What a model may be called: the name of a folder in another."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -42,8 +49,10 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 class Model:
     """A nucleotide encoder, a protein encoder and a classifier that belong together.
 
-    dim: values of a frame's embedding. weights: sha256 of each of FILES. rule: how it calls
-    contigs; with one, it reads windows without a frame too, by their longest run of codons.
+    dim: values of a frame's embedding. weights: sha256 of each of FILES, or of ENCODER_FILES where
+    it has no classifier. lender: the folder of the model whose encoders it uses, None for its own.
+    rule: how it calls contigs; with one, it reads windows without a frame too, by their longest run
+    of codons.
     """
 
     name: str
@@ -52,20 +61,31 @@ class Model:
     dim: int
     weights: dict[str, str]
     rule: ContigRule | None = None
+    lender: Path | None = None
+
+    def path(self, file: str) -> Path:
+        """Where one of FILES is."""
+        return (self.folder if file == CLASSIFIER else self.lender or self.folder) / file
 
     @property
     def nucleotide(self) -> Path:
         """The folder of the nucleotide encoder."""
-        return self.folder / "dnabert_s"
+        return self.path("dnabert_s")
 
     @property
     def protein(self) -> Path:
         """The folder of the protein encoder."""
-        return self.folder / "esm2"
+        return self.path("esm2")
 
     @property
     def classifier(self) -> Path:
-        return self.folder / CLASSIFIER
+        """The classifier's file; ModelError where the model is encoders alone."""
+        if CLASSIFIER not in self.weights:
+            raise ModelError(
+                f"{self.folder}: has encoders alone; make a model of them with `virnucpro train "
+                f"--encoders {self.name}`."
+            )
+        return self.path(CLASSIFIER)
 
     @property
     def encoder_weights(self) -> dict[str, str]:
@@ -106,19 +126,48 @@ def read_model(folder: Path) -> Model:
         raise ModelError(f"{path}: is of format {found!r:.40}; import the model again.")
     part: list[Any] = [about.get(key) for key in ("name", "window", "dim", "weights")]
     name, window, dim, weights = part
+    encoders = about.get("encoders")
     rule = ContigRule.read(about.get("contig_rule"))
     fits = {
         "name": isinstance(name, str) and name.isprintable(),
         "window": type(window) is int and 3 <= window < 1 << 31,
         "dim": type(dim) is int and 0 < dim < 1 << 31,
         "weights": isinstance(weights, dict)
-        and weights.keys() == set(FILES)
+        and weights.keys() in (set(FILES), set(ENCODER_FILES))
         and all(isinstance(sha, str) and _SHA256.fullmatch(sha) for sha in weights.values()),
+        "encoders": "encoders" not in about
+        or (isinstance(encoders, str) and NAME.fullmatch(encoders) is not None),
         "contig_rule": (rule is not None) == ("contig_rule" in about),
     }
     if wrong := [key for key, fit in fits.items() if not fit]:
         raise ModelError(f"{path}: its {wrong[0]!r} is missing or odd; import the model again.")
-    return Model(name, folder, window, dim, weights, rule)
+    lender = None if encoders is None else _lender(folder, encoders)
+    return Model(name, folder, window, dim, weights, rule, lender)
+
+
+def _lender(folder: Path, name: str) -> Path:
+    """The folder of a named model beside a model's, else in the package."""
+    beside, shipped = folder.parent / name, SHIPPED / name
+    is_shipped = (shipped / "model.json").exists() and not (beside / "model.json").exists()
+    return shipped if is_shipped else beside
+
+
+def _check_lender(model: Model) -> None:
+    """ModelError unless the model whose encoders are used has the very same ones."""
+    lender = model.lender
+    if lender is None:
+        return
+    if not (lender / "model.json").exists():
+        raise ModelError(
+            f"{model.folder}: uses the encoders of the model {lender.name!r}, which is neither in "
+            f"{lender.parent} nor in the package; bring {lender.name} in there."
+        )
+    for file, sha in read_model(lender).encoder_weights.items():
+        if sha != model.weights[file]:
+            raise ModelError(
+                f"{lender / file}: has sha256 {sha[:12]}…, and {model.name} was trained on "
+                f"{model.weights[file][:12]}…; bring those encoders in again, or train anew."
+            )
 
 
 def resolve_model(name: str, models_dir: Path | None = None) -> Model:
@@ -132,15 +181,17 @@ def resolve_model(name: str, models_dir: Path | None = None) -> Model:
     folders = _folders(models_dir)
     if name in folders:
         model = read_model(folders[name])
+        _check_lender(model)
         for file in model.weights:
+            path = model.path(file)
             try:
-                size = (model.folder / file).stat().st_size
+                size = path.stat().st_size
             except (FileNotFoundError, NotADirectoryError):
                 raise ModelError(
-                    f"{model.folder / file}: is missing; import {name} again."
+                    f"{path}: is missing; import {_owner(model, file)} again."
                 ) from None
             except OSError as error:
-                raise unreadable(model.folder / file, error) from None
+                raise unreadable(path, error) from None
             if size <= ALWAYS_VERIFIED:
                 _verify(model, file)
         return model
@@ -172,15 +223,20 @@ def verify(model: Model) -> None:
         _verify(model, file)
 
 
+def _owner(model: Model, file: str) -> str:
+    """The name of the model that has to be imported again for a file."""
+    return model.lender.name if model.lender and file != CLASSIFIER else model.name
+
+
 def _verify(model: Model, file: str) -> None:
-    path, expected = model.folder / file, model.weights[file]
+    path, expected, owner = model.path(file), model.weights[file], _owner(model, file)
     try:
         if not path.is_file():
-            raise ModelError(f"{path}: is no file; import {model.name} again.")
+            raise ModelError(f"{path}: is no file; import {owner} again.")
         found = sha256(path)
     except OSError as error:
         raise unreadable(path, error) from None
     if found != expected:
         raise ModelError(
-            f"{path}: has sha256 {found[:12]}…, not {expected[:12]}…; import {model.name} again."
+            f"{path}: has sha256 {found[:12]}…, not {expected[:12]}…; import {owner} again."
         )

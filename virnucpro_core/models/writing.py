@@ -13,13 +13,23 @@ from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
 from virnucpro_core.files import written_aside
-from virnucpro_core.models.classifier import classifier_of
+from virnucpro_core.models.classifier import MLPClassifier, classifier_of
 from virnucpro_core.models.dnabert_s import dnabert_s_of
 from virnucpro_core.models.esm2 import esm2_of
 from virnucpro_core.models.layout import CONFIG, FLOATS, TOKENIZER, WEIGHTS, Stored, checked
-from virnucpro_core.models.store import CLASSIFIER, FILES, MODEL_FORMAT, Model, read_model, sha256
+from virnucpro_core.models.store import (
+    CLASSIFIER,
+    ENCODER_FILES,
+    FILES,
+    MODEL_FORMAT,
+    Model,
+    read_model,
+    sha256,
+)
 
 KINDS = {**FLOATS, torch.int64: "I64"}
+_Part = tuple[Stored, Mapping[str, torch.dtype]]
+"""A file's weights, and in what each is to be stored."""
 
 
 def _kept_in(tensor: Tensor) -> torch.dtype:
@@ -66,43 +76,82 @@ def write_model(
     *,
     dnabert_s: Stored,
     esm2: Stored,
-    classifier: Stored,
+    classifier: Stored | None,
     tokenizer: bytes,
     **about: object,
 ) -> Model:
     """Write a model's folder out of its parts; what was there is replaced once they are checked.
 
-    Weights go tensor by tensor, in fp16 where that loses nothing of any value: how many are in
-    which form stands in model.json as `stored`, beside all of `about`. Raises ModelError when a
-    part is not whole, or the parts do not belong together.
+    Without a classifier, it is encoders alone. Weights go tensor by tensor, in fp16 where that
+    loses nothing of any value: how many are in which form stands in model.json as `stored`, beside
+    all of `about`. Raises ModelError when a part is not whole, or the parts do not belong together.
     """
-    nucleotide, protein, head = dnabert_s_of(dnabert_s), esm2_of(esm2), classifier_of(classifier)
+    nucleotide, protein = dnabert_s_of(dnabert_s), esm2_of(esm2)
     dim = nucleotide.dim + protein.dim
+    parts = {
+        f"dnabert_s/{WEIGHTS}": (dnabert_s, _kinds(nucleotide, dnabert_s)),
+        f"esm2/{WEIGHTS}": (esm2, _kinds(protein, esm2)),
+    }
+    if classifier is not None:
+        parts[CLASSIFIER] = (classifier, _kinds(_head(classifier, dim), classifier))
+    _write_parts(folder, parts)
+    for part, config in (("dnabert_s", dnabert_s.config), ("esm2", esm2.config)):
+        _write_json(folder / part / CONFIG, dict(config))
+    with written_aside(folder / "dnabert_s" / TOKENIZER) as aside:
+        aside.write_bytes(tokenizer)
+    if classifier is None:
+        (folder / CLASSIFIER).unlink(missing_ok=True)
+    files = ENCODER_FILES if classifier is None else FILES
+    weights = {file: sha256(folder / file) for file in files}
+    return _write_record(folder, parts, weights, name=name, window=window, dim=dim, **about)
+
+
+def write_head(folder: Path, encoders: Model, classifier: Stored, **about: object) -> Model:
+    """Write a model that is a classifier alone and uses the encoders of another.
+
+    Their sha256 stand among its own; where that model has borrowed them itself, its lender is
+    named. What was in the folder, encoders too, is replaced. Raises ModelError for a classifier
+    that does not fit them.
+    """
+    parts = {CLASSIFIER: (classifier, _kinds(_head(classifier, encoders.dim), classifier))}
+    _write_parts(folder, parts)
+    for file in ENCODER_FILES:
+        (folder / file).unlink(missing_ok=True)
+    weights = {**encoders.encoder_weights, CLASSIFIER: sha256(folder / CLASSIFIER)}
+    return _write_record(
+        folder,
+        parts,
+        weights,
+        name=folder.resolve().name,
+        window=encoders.window,
+        dim=encoders.dim,
+        encoders=(encoders.lender or encoders.folder).name,
+        **about,
+    )
+
+
+def _head(classifier: Stored, dim: int) -> MLPClassifier:
+    head = classifier_of(classifier)
     if dim != head.input_dim:
         raise ModelError(
             f"{classifier.path}: takes {head.input_dim} values a frame, the encoders give {dim}; "
             "these parts do not belong together."
         )
-    parts = {
-        f"dnabert_s/{WEIGHTS}": (dnabert_s, _kinds(nucleotide, dnabert_s)),
-        f"esm2/{WEIGHTS}": (esm2, _kinds(protein, esm2)),
-        CLASSIFIER: (classifier, _kinds(head, classifier)),
-    }
+    return head
+
+
+def _write_parts(folder: Path, parts: Mapping[str, _Part]) -> None:
     # what is replaced must not be taken for what an earlier model.json recorded
     (folder / "model.json").unlink(missing_ok=True)
     for file, (stored, kinds) in parts.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         _write_weights(folder / file, stored, kinds)
-    for part, config in (("dnabert_s", dnabert_s.config), ("esm2", esm2.config)):
-        _write_json(folder / part / CONFIG, dict(config))
-    with written_aside(folder / "dnabert_s" / TOKENIZER) as aside:
-        aside.write_bytes(tokenizer)
-    record = {
-        **{"format": MODEL_FORMAT, "name": name, "window": window, "dim": dim},
-        "weights": {file: sha256(folder / file) for file in FILES},
-        "stored": {
-            file: Counter(map(KINDS.get, kinds.values())) for file, (_, kinds) in parts.items()
-        },
-    }
-    _write_json(folder / "model.json", {**record, **about})
+
+
+def _write_record(
+    folder: Path, parts: Mapping[str, _Part], weights: Mapping[str, str], **about: object
+) -> Model:
+    stored = {file: Counter(map(KINDS.get, kinds.values())) for file, (_, kinds) in parts.items()}
+    record = {"format": MODEL_FORMAT, **about, "weights": weights, "stored": stored}
+    _write_json(folder / "model.json", record)
     return read_model(folder)

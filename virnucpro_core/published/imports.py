@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import locked, made
 from virnucpro_core.models.layout import TOKENIZER
-from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, root_folder
+from virnucpro_core.models.store import NAME, PUBLISHED_WINDOWS, Model, root_folder
 from virnucpro_core.models.writing import write_model
 from virnucpro_core.published.formats import read_classifier, read_dnabert_s, read_esm2
 from virnucpro_core.reading import read_small
@@ -23,7 +22,7 @@ def import_model(
     *,
     dnabert_s: Path,
     esm2: Path,
-    classifier: Path,
+    classifier: Path | None = None,
     models_dir: Path | None = None,
     window: int | None = None,
     source: Mapping[str, str] | None = None,
@@ -32,12 +31,12 @@ def import_model(
 
     dnabert_s is a Hugging Face folder with tokenizer.json, esm2 fair-esm's `.pt` or such a folder,
     classifier a `.pth` as the original saves it or safetensors; parts of a model of ours do as
-    well. window may be left out for the published names; source, where the parts were fetched from,
-    is kept in model.json. Raises InputError for unclear arguments, ModelError when a part does not
-    load.
+    well. Without a classifier, it is encoders alone, to train one on. window may be left out for
+    the published names; source, where the parts were fetched from, is kept in model.json. Raises
+    InputError for unclear arguments, ModelError when a part does not load.
     """
     root = root_folder(models_dir)
-    if not re.fullmatch(r"[\w.+-]*\w", name):
+    if not NAME.fullmatch(name):
         raise InputError(f"{name!r} names no folder; give letters, digits and any of .+-_ alone.")
     window = window or PUBLISHED_WINDOWS.get(name)
     if window is None:
@@ -51,7 +50,7 @@ def import_model(
             window,
             dnabert_s=read_dnabert_s(dnabert_s),
             esm2=read_esm2(esm2),
-            classifier=read_classifier(classifier),
+            classifier=None if classifier is None else read_classifier(classifier),
             tokenizer=read_small(dnabert_s / TOKENIZER),
             **({"source": dict(source)} if source else {}),
         )

@@ -1,28 +1,21 @@
-"""The rules: scores of frames → calls of windows → calls of contigs."""
+"""Scores of frames → calls of windows, by the original's rule."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from virnucpro_core.errors import InputError
-from virnucpro_core.models.rule import ContigRule, Float64Array, features
-from virnucpro_core.schema import CONTIGS
+from virnucpro_core.models.rule import Float64Array, features
 from virnucpro_core.sequences.windows import Int64Array, windows
 
-MIN_VIRAL_FRACTION = 0.5
 CALLS = ("virus", "other", "no_call")
-REASONS = ("too_short", "ambiguous", "no_stop_free_frame")
+REASONS = ("too_short", "ambiguous", "no_stop_free_frame", "little_evidence")
 
 Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
-
-_CODON = re.compile("[ACGTacgt]{3}")
 
 
 def frame_is_virus(scores: Float32Array) -> BoolArray:
@@ -113,70 +106,3 @@ class WindowCalls:
         """The original's names of the windows: contig, `_chunk_`, number."""
         pairs = zip(self.contig.tolist(), self.number.tolist(), strict=True)
         return [f"{contigs[contig]}_chunk_{number}" for contig, number in pairs]
-
-
-def check_min_viral_fraction(fraction: float | None) -> None:
-    """InputError unless 0 < fraction ≤ 1: at 0 every contig would be a virus."""
-    if fraction is not None and not 0 < fraction <= 1:
-        raise InputError(f"--min-viral-fraction {fraction}: give a fraction above 0, at most 1.")
-
-
-def _reason(sequence: str, starts: Int64Array, ends: Int64Array) -> str:
-    """Why a contig has no frame. The three frames of a window read every codon that lies in it."""
-    if len(sequence) < 3:
-        return "too_short"
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    readable = any(_CODON.search(sequence, start, end) for start, end in spans)
-    return "no_stop_free_frame" if readable else "ambiguous"
-
-
-def call_contigs(
-    inventory: pa.RecordBatch,
-    calls: WindowCalls,
-    min_viral_fraction: float | None,
-    rule: ContigRule | None = None,
-) -> pa.RecordBatch:
-    """Rows of `CONTIGS` for a batch of the inventory (contig, length, sequence) and its windows.
-
-    A contig is `virus` when at least `min_viral_fraction` of its windows that have a score are
-    viral, else `other`; without any it is `no_call`, for a reason. Where no fraction is given, the
-    model's rule decides, if it has one.
-    """
-    n = inventory.num_rows
-    called, virus = calls.called, calls.is_virus
-    with_frame = np.bincount(calls.contig[called], minlength=n)
-    viral = np.bincount(calls.contig[virus], minlength=n)
-    best = np.zeros(n, np.float32)
-    np.maximum.at(best, calls.contig[called], calls.score_virus[called])
-    scores = calls.score_virus[called].astype(np.float64)
-    total = np.bincount(calls.contig[called], weights=scores, minlength=n)
-    divisor = np.maximum(with_frame, 1)
-    fraction, mean = viral / divisor, total / divisor
-    score = np.full(n, np.nan) if rule is None else rule.probability(calls.features())
-    if rule is None or min_viral_fraction is not None:
-        is_virus = fraction >= (min_viral_fraction or MIN_VIRAL_FRACTION)
-    else:
-        is_virus = score >= rule.call_at
-    call = np.where(is_virus, "virus", "other").astype(object)
-    reason = np.full(n, None, object)
-    for i in np.flatnonzero(with_frame == 0).tolist():
-        own = slice(calls.first[i], calls.first[i + 1])
-        sequence = inventory["sequence"][i].as_py()
-        call[i], reason[i] = "no_call", _reason(sequence, calls.start[own], calls.end[own])
-    no_call = with_frame == 0
-    columns = [
-        inventory["contig"],
-        inventory["length"],
-        np.diff(calls.first),
-        np.bincount(calls.contig, weights=calls.frames, minlength=n).astype(np.int64),
-        viral,
-        *(pa.array(x.astype(np.float32), mask=no_call) for x in (fraction, best, mean)),
-        pa.array(score.astype(np.float32), mask=no_call | np.isnan(score)),
-        call,
-        reason,
-    ]
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for column, field in zip(columns, CONTIGS, strict=True)
-    ]
-    return pa.record_batch(arrays, schema=CONTIGS)

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -21,20 +21,30 @@ from virnucpro_core.inputs import Input
 from virnucpro_core.models.classifier import MLPClassifier, load_classifier
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model
-from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.parquet import (
+    FrameMeta,
+    frame_batches,
+    frame_meta,
+    inventory_batches,
+    one_genetic_code,
+)
 from virnucpro_core.results.calls import (
     CALLS,
-    MIN_VIRAL_FRACTION,
     REASONS,
     Float32Array,
     WindowCalls,
-    call_contigs,
-    check_min_viral_fraction,
     frame_is_virus,
 )
+from virnucpro_core.results.contigs import (
+    EVIDENCE,
+    Region,
+    contig_rows,
+    decide,
+    viral_stretches,
+)
+from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.tables import ResultFiles
-from virnucpro_core.schema import CONTIGS
 from virnucpro_core.sequences.frames import is_run
 from virnucpro_core.sequences.windows import Int64Array
 from virnucpro_core.version import __version__
@@ -46,18 +56,14 @@ ROWS = 4096
 
 
 def _check_made_for(embeddings: EmbeddingFile, model: Model) -> None:
-    made = embeddings.origin
-    if made.model != model.name:
+    """The encoders' weights decide: a classifier that was trained on them may have another name."""
+    made, own = embeddings.origin, model.encoder_weights
+    if made.weights != own:
+        file = min(f for f in {*made.weights, *own} if made.weights.get(f) != own.get(f))
         raise InputError(
-            f"{embeddings.path}: made with the model {made.model!r}, not {model.name!r}; "
-            f"classify with --model {made.model}, or embed again."
+            f"{embeddings.path}: made with the model {made.model!r} and other weights than "
+            f"{model.name!r} has: {file} was {made.weights.get(file, 'none')[:12]}…; embed again."
         )
-    for file, sha256 in made.weights.items():
-        if model.weights.get(file) != sha256:
-            raise InputError(
-                f"{embeddings.path}: made with other weights than the model {model.name!r} has: "
-                f"{file} was {sha256[:12]}…; embed again."
-            )
 
 
 class Embedded(NamedTuple):
@@ -68,7 +74,7 @@ class Embedded(NamedTuple):
 
 
 def _pair_tables(
-    embeddings: EmbeddingFile, frames: Sequence[Path], contigs: Path, window: int
+    embeddings: EmbeddingFile, frames: Sequence[tuple[Path, FrameMeta]], contigs: Path, window: int
 ) -> list[Embedded]:
     """Pair frame tables with their embeddings, in the inventory's order.
 
@@ -77,8 +83,7 @@ def _pair_tables(
     """
     waiting = {source.digest: source for source in embeddings.sources}
     first: dict[str, Embedded] = {}
-    for table in frames:
-        meta = frame_meta(table)
+    for table, meta in frames:
         if meta.digest not in waiting:
             raise InputError(
                 f"{table}: {embeddings.path} has no embeddings of these frames, or they were given "
@@ -187,15 +192,19 @@ def score(
             f"{model.classifier}: takes embeddings of {classifier.input_dim} values, and "
             f"{embeddings} has {source.dim}; import the model again."
         )
-    tables = _pair_tables(source, frames, contigs, model.window)
+    metas = [(table, frame_meta(table)) for table in frames]
+    made = made_with(source.origin, model, one_genetic_code(metas))
+    tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
-    made = made_with(source.origin, model)
-    return Scores(_score(tables, classifier), made, list(source.used())), given
+    read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
+    return Scores(_score(tables, classifier), made, list(source.used()), read_with), given
 
 
-def made_with(origin: Origin, model: Model) -> dict[str, Any]:
+def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
     """All that decides a frame's scores, as summary.json has it."""
-    return {**vars(origin), "weights": dict(sorted(model.weights.items()))}
+    weights = dict(sorted(model.weights.items()))
+    about = {"model": model.name, "genetic_code": genetic_code, "weights": weights}
+    return {**vars(origin), **about}
 
 
 def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:
@@ -217,6 +226,7 @@ def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int
         },
         "frames": {"total": total("frames"), "virus": counts["viral frames"]},
         "bases": {"total": total("length"), "virus": total("length", is_virus)},
+        "regions": {"total": total("regions"), "provirus": total("regions", pc.invert(is_virus))},
     }
 
 
@@ -228,28 +238,23 @@ def classify(
     model: Model,
     *,
     sample: str | None = None,
-    min_viral_fraction: float | None = None,
     given: Input | None = None,
     force: bool = False,
+    **asked: Unpack[Asked],
 ) -> pa.Table:
     """Score every frame, call every contig of the inventory, and write the result files to `out`.
 
     given: what to record as the input in place of the frame tables. Results of another input in
-    `out` are replaced only if force is set.
+    `out` are replaced only if force is set. asked: as `criteria.criteria_for` takes it.
 
     Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
-    results of another input.
+    results of another input and for criteria that the model cannot be called by.
     """
-    check_min_viral_fraction(min_viral_fraction)
+    criteria = criteria_for(model.rule, model.name, **asked)
     keep_apart(out / "frames.parquet", frames)
     scores, tables = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
-    return call(
-        *(scores, contigs, out, given or tables),
-        sample=sample,
-        min_viral_fraction=min_viral_fraction,
-        rule=model.rule,
-    )
+    return call(*(scores, contigs, out, given or tables), criteria, rule=model.rule, sample=sample)
 
 
 def call(
@@ -257,62 +262,63 @@ def call(
     contigs: Path,
     out: Path,
     given: Input,
+    criteria: Criteria,
     *,
+    rule: ContigRule | None,
     sample: str | None = None,
-    min_viral_fraction: float | None = None,
-    rule: ContigRule | None = None,
 ) -> pa.Table:
     """Call every contig of the inventory by the scores of its frames; write the files to `out`.
 
-    Writes contigs.tsv, windows.tsv, frames.parquet, viral.fasta.gz, the original's two files and,
-    last of all, summary.json; each is whole or absent. Streams: memory holds one batch of contigs
-    and frames, the table of contigs and the ids of windows (see `legacy.HighestScores`).
+    Writes `tables.RESULTS`, summary.json last of all; each is whole or absent. Streams: memory
+    holds one batch of contigs and frames, the table of contigs and the ids of windows (see
+    `legacy.HighestScores`).
 
-    given: the input that summary.json records. rule: the model's, by which contigs are called if no
-    fraction is given; without one, the fraction is the original's half. Returns the table of
-    contigs (`calls.CONTIGS`), in input order. Raises InputError for frames that the inventory does
-    not have.
+    given: the input that summary.json records. rule: the model's for contigs, if it has one.
+    Returns the table of contigs (`schema.CONTIGS`), in input order. Raises InputError for frames
+    that the inventory does not have.
     """
-    check_min_viral_fraction(min_viral_fraction)
-    if rule is None and min_viral_fraction is None:
-        min_viral_fraction = MIN_VIRAL_FRACTION
     scored = _ByContig(scores)
     counts: Counter[str] = Counter()
-    called: list[pa.RecordBatch] = []
+    rows: list[pa.RecordBatch] = []
+    stretches: list[Region] = []
     with ResultFiles(out, scores.made) as files:
         for inventory in inventory_batches(contigs):
             names = inventory["contig"].to_pylist()
             calls = WindowCalls.of(inventory["length"].to_numpy(), scores.made["window"])
-            for rows, contig, values in scored.of(inventory["contig"]):
-                number = rows["window"].to_numpy().astype(np.int64)
+            for frames, contig, values in scored.of(inventory["contig"]):
+                number = frames["window"].to_numpy().astype(np.int64)
                 if (misplaced := calls.misplaced(contig, number)).any():
                     raise _not_listed(contigs, names[contig[int(misplaced.argmax())]])
-                runs = is_run(rows["frame"]).to_numpy(zero_copy_only=False)
+                runs = is_run(frames["frame"]).to_numpy(zero_copy_only=False)
                 calls.add(contig, number, values, runs)
-                files.write_frames(rows, values)
+                files.write_frames(frames, values)
                 counts["viral frames"] += int((frame_is_virus(values) & ~runs).sum())
             counts["windows called"] += int(calls.called.sum())
-            called.append(call_contigs(inventory, calls, min_viral_fraction, rule))
-            files.write_contigs(inventory, calls, called[-1])
+            stretches += viral_stretches(calls, rule, counts["contigs"])
+            counts["contigs"] += len(names)
+            rows.append(contig_rows(inventory, calls, rule))
+            files.write_windows(inventory, calls)
         if scored.rest is not None:
             raise _not_listed(contigs, scored.rest[0]["contig"][0].as_py())
-        table = pa.Table.from_batches(called, CONTIGS)
+        whole = pa.Table.from_batches(rows, EVIDENCE)
+        table, proviruses, about = decide(whole, stretches, criteria, rule)
+        files.write_contigs(table, proviruses, contigs)
         summary = _summary(table, counts)
-        about = {
-            "format": 1,
-            "sample": sample or out.resolve().name,
-            "input": given,
-            "parameters": {
-                "model": scores.made["model"],
-                "precision": scores.made["precision"],
-                "min_viral_fraction": min_viral_fraction,
-            },
-            **scores.made,
-            "embedded_on": scores.used,
-            "version": __version__,
-            "min_viral_fraction": min_viral_fraction,
-        }
-        files.finish({**about, **summary})
+        files.finish(
+            {
+                "format": 2,
+                "sample": sample or out.resolve().name,
+                "input": given,
+                "criteria": criteria.record(),
+                "prevalence": about._asdict(),
+                "contig_rule": rule and rule.record(),
+                **scores.made,
+                "embedded_on": scores.used,
+                "contigs_read_with": scores.read_with,
+                "version": __version__,
+                **summary,
+            }
+        )
     numbers = summary["contigs"]
     logger.info("%d contigs: %d virus, %d other, %d no_call", *map(numbers.get, ("total", *CALLS)))
     return table

@@ -27,12 +27,13 @@ class Scores(NamedTuple):
 
     batches: rows of `schema.FRAMES` with scores float32 (N, 2) of (other, virus). made: all that
     decides them, the fields of `shards.Origin` with the weights of the classifier too. used: what
-    embedded the frames.
+    embedded the frames. read_with: the number of contigs by the genetic code they were read with.
     """
 
     batches: Iterator[tuple[pa.RecordBatch, Float32Array]]
     made: dict[str, Any]
     used: list[Any]
+    read_with: dict[str, int]
 
 
 def read_summary(out: Path) -> dict[str, Any] | None:
@@ -75,4 +76,6 @@ def kept_scores(out: Path) -> Scores:
                 raise InputError(f"{path}: holds a score that is not finite; embed again.")
             yield batch.select(FRAMES.names), scores
 
-    return Scores(batches(), made, (read_summary(out) or {}).get("embedded_on", []))
+    summary = read_summary(out) or {}
+    used, read_with = summary.get("embedded_on", []), summary.get("contigs_read_with", {})
+    return Scores(batches(), made, used, read_with)

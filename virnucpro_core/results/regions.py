@@ -13,12 +13,12 @@ import numpy as np
 
 from virnucpro_core.results.prevalence import Float64Array
 
-LEAST_SCORE = 8.0
-"""Of a region, in log-odds."""
+LEAST_SCORE = 10.0
+"""Of a region, in log-odds; chosen, as the rest, by planted proviruses: docs/calls.md."""
 LEAST_WINDOWS = 4
-SHIFT = 1.0
+SHIFT = 0.3
 """What a window's log-odds have to exceed to speak for a region: most of a contig is other."""
-CLIP = 3.0
+CLIP = 1.5
 """The most that one window says, for or against."""
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.results.calls import CALLS, REASONS
+from virnucpro_core.results.criteria import Criteria
 from virnucpro_core.results.figures import ScoreGrid, bases
 from virnucpro_core.results.tables import contig_batches
 from virnucpro_core.version import __version__
@@ -28,7 +29,7 @@ logger = logging.getLogger("virnucpro.report")
 LISTED = 500
 """Contigs in the page's table; a browser sorts this many at once."""
 
-MADE_BY = ("model", "window", "min_viral_fraction", "precision", "packed", "version", "weights")
+MADE_BY = ("model", "window", "genetic_code", "said", "precision", "packed", "version", "weights")
 PREFIX = "virnucpro: "
 REFUSED = "refused.txt"
 """What stands in the folder of a sample that was left out, in the place of results: the reason."""
@@ -41,15 +42,20 @@ _COUNTS: dict[str, tuple[str, ...]] = {
     "bases": ("total", "virus"),
 }
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("sample", "model", "precision", "version"), str),
+    **dict.fromkeys(("sample", "model", "precision", "version", "genetic_code"), str),
     **{
         "window": int,
         "packed": bool,
-        "min_viral_fraction": (int, float, type(None)),
+        "criteria": dict,
         "weights": dict,
     },
 }
-_ORDER = [("mean_virus_score", "descending"), ("length", "descending"), ("contig", "ascending")]
+_ORDER = [
+    ("score", "descending"),
+    ("mean_virus_score", "descending"),
+    ("length", "descending"),
+    ("contig", "ascending"),
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,16 @@ class _Sample:
     @property
     def name(self) -> str:
         return str(self.summary["sample"])
+
+
+def _share(share: float | None, source: str | None, contigs: int) -> str | None:
+    """What a sample's probabilities are for; None where the model has no calibration."""
+    why = {
+        "estimated": f"estimated from the scores of {int(contigs):,} contigs",
+        "given": "as it was given",
+        "prior": f"the model's own, since {int(contigs):,} contigs are too few for an estimate",
+    }
+    return None if share is None or source is None else f"{float(share):.3g}, {why[source]}"
 
 
 def _read_summary(out: Path) -> _Sample:
@@ -77,6 +93,8 @@ def _read_summary(out: Path) -> _Sample:
             (str(one["device"]), str(one["precision"]), int(one["peak_bytes"]))
             for one in summary.get("embedded_on", ())
         ]
+        summary["said"] = str(Criteria(**summary["criteria"]))
+        summary["share"] = _share(**summary["prevalence"])
         json.dumps(summary, ensure_ascii=False).encode()  # what is no text can't be written
     except FileNotFoundError:
         raise InputError(
@@ -121,8 +139,10 @@ def _made_by(samples: Sequence[_Sample]) -> list[dict[str, Any]]:
     for sample in samples:
         facts = {key: sample.summary[key] for key in MADE_BY}
         key = json.dumps(facts, sort_keys=True)
-        way = ways.setdefault(key, {**facts, "samples": [], "embedded_on": {}})
+        way = ways.setdefault(key, {**facts, "samples": [], "shares": [], "embedded_on": {}})
         way["samples"].append(sample.name)
+        if sample.summary["share"] is not None:
+            way["shares"].append(f"{sample.name}: {sample.summary['share']}")
         for device, precision, peak in sample.summary["embedded_on"]:
             on = f"{device}, {precision}"
             way["embedded_on"][on] = max(way["embedded_on"].get(on, 0), peak)

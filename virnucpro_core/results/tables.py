@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -19,18 +21,28 @@ import pyarrow.csv as pacsv
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine, made, written_aside
-from virnucpro_core.parquet import BATCH_ROWS, table_writer
+from virnucpro_core.parquet import BATCH_ROWS, inventory_batches, table_writer
 from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame_is_virus
+from virnucpro_core.results.contigs import Region
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import CONTIGS, SCORED, WINDOWS
+from virnucpro_core.schema import CONTIGS, REGIONS, SCORED, WINDOWS
 from virnucpro_core.sequences.frames import is_run
+
+_GFF_SAFE = "".join(map(chr, range(33, 127))).translate(str.maketrans("", "", ";=&,%>"))
+
+REPORT = "report.html"
+"""The page of these results alone, which `predict` makes."""
 
 RESULTS = (
     "contigs.tsv",
     "windows.tsv",
     "frames.parquet",
     "viral.fasta.gz",
+    "regions.tsv",
+    "regions.gff3",
+    "regions.fasta.gz",
+    "contigs.parquet",
     PREDICTIONS,
     HIGHEST_SCORE,
     "summary.json",
@@ -74,10 +86,12 @@ class ResultFiles:
             self._windows = self._text_file(stack, "windows.tsv")
             self._predictions = Predictions(self._text_file(stack, PREDICTIONS))
             self._highest_csv = self._text_file(stack, HIGHEST_SCORE)
-            aside = stack.enter_context(written_aside(self._out / "viral.fasta.gz"))
-            raw = stack.enter_context(aside.open("wb"))
-            # neither name nor time within: the same contigs give the same bytes
-            self._viral = stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
+            self._regions = self._text_file(stack, "regions.tsv")
+            self._gff = self._text_file(stack, "regions.gff3")
+            self._viral = self._fasta(stack, "viral.fasta.gz")
+            self._stretches = self._fasta(stack, "regions.fasta.gz")
+            self._inventory = stack.enter_context(written_aside(self._out / "contigs.parquet"))
+            self._inventory.touch()
             aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
             self._frames = stack.enter_context(table_writer(aside, SCORED))
             self._contigs.write("\t".join(CONTIGS.names) + "\n")
@@ -98,6 +112,12 @@ class ResultFiles:
         self._texts.append(stack.enter_context(aside.open("w", encoding="utf-8", newline="\n")))
         return self._texts[-1]
 
+    def _fasta(self, stack: ExitStack, name: str) -> gzip.GzipFile:
+        aside = stack.enter_context(written_aside(self._out / name))
+        raw = stack.enter_context(aside.open("wb"))
+        # neither name nor time within: the same contigs give the same bytes
+        return stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
+
     def write_frames(self, frames: pa.RecordBatch, scores: Float32Array) -> None:
         """Rows of a frame table with their scores (N, 2) of (other, virus)."""
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
@@ -107,19 +127,69 @@ class ResultFiles:
         ids = frames["frame_id"].filter(whole).to_pylist()
         self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False)])
 
-    def write_contigs(
-        self, inventory: pa.RecordBatch, calls: WindowCalls, contigs: pa.RecordBatch
-    ) -> None:
-        """A batch of the inventory, the calls of all its windows, and its rows of `CONTIGS`."""
+    def write_windows(self, inventory: pa.RecordBatch, calls: WindowCalls) -> None:
+        """A batch of the inventory's windows."""
         names = inventory["contig"].to_pylist()
         for at in range(0, len(calls.contig), BATCH_ROWS):  # a chromosome has a million windows
             self._write_windows(names, calls[at : at + BATCH_ROWS])
-        _write_lines(self._contigs, *map(_column, contigs.columns))
-        for i in np.flatnonzero(pc.equal(contigs["call"], "virus")).tolist():
-            header = f"{names[i]} {inventory['description'][i]}".rstrip()
-            self._viral.write(f">{header}\n".encode())
-            self._viral.write(inventory["sequence"][i].as_buffer())
-            self._viral.write(b"\n")
+
+    def write_contigs(
+        self, contigs: pa.Table, proviruses: Sequence[Region], inventory: Path
+    ) -> None:
+        """All rows of `CONTIGS`, in the inventory's order, and what of their bases is viral."""
+        for batch in contigs.to_batches(BATCH_ROWS):
+            _write_lines(self._contigs, *map(_column, batch.columns))
+        of: dict[int, list[Region]] = {}
+        for region in proviruses:
+            of.setdefault(region.contig, []).append(region)
+        self._regions.write("\t".join(REGIONS.names) + "\n")
+        self._gff.write("##gff-version 3\n")
+        is_virus = pc.equal(contigs["call"], "virus").to_numpy()
+        score, windows = (contigs[n].to_numpy() for n in ("score", "scored_windows"))
+        row = 0
+        for batch in inventory_batches(inventory):
+            for i in range(batch.num_rows):
+                regions = of.get(row, [])
+                if is_virus[row]:
+                    length = batch["length"][i].as_py()
+                    whole = Region(row, 0, length, int(windows[row]), float(score[row]))
+                    regions = [whole]
+                    self._write_fasta(self._viral, batch, i, None)
+                for number, region in enumerate(regions, 1):
+                    self._write_region(batch, i, region, None if is_virus[row] else number)
+                row += 1
+        shutil.copyfile(inventory, self._inventory)
+
+    def _write_fasta(
+        self, handle: gzip.GzipFile, batch: pa.RecordBatch, i: int, region: Region | None
+    ) -> None:
+        """A contig, or a provirus of it, whose id is geNomad's: 1-based, both ends included."""
+        name, bases = batch["contig"][i].as_py(), memoryview(batch["sequence"][i].as_buffer())
+        if region is not None:
+            name += f"|provirus_{region.start + 1}_{region.end}"
+            bases = bases[region.start : region.end]
+        header = f"{name} {batch['description'][i]}".rstrip()
+        handle.write(f">{header}\n".encode())
+        handle.write(bases)
+        handle.write(b"\n")
+
+    def _write_region(
+        self, batch: pa.RecordBatch, i: int, region: Region, number: int | None
+    ) -> None:
+        """number: of a provirus, among those of its contig; None for a contig as a whole."""
+        name, kind = batch["contig"][i].as_py(), "whole" if number is None else "provirus"
+        score = f"{region.score:.4g}"
+        length = region.end - region.start
+        row = (name, region.start, region.end, length, region.windows, score, kind)
+        self._regions.write("\t".join(map(str, row)) + "\n")
+        where = quote(name, safe=_GFF_SAFE)
+        what = "viral_sequence" if number is None else "proviral_region"  # of Sequence Ontology
+        part = "" if number is None else f"|provirus_{region.start + 1}_{region.end}"
+        place = (where, "virnucpro", what, region.start + 1, region.end, score, ".", ".")
+        self._gff.write(
+            "\t".join(map(str, place)) + f"\tID={where}{part};windows={region.windows}\n"
+        )
+        self._write_fasta(self._stretches, batch, i, None if number is None else region)
 
     def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
         ids = calls.ids(names)
@@ -143,16 +213,23 @@ class ResultFiles:
         # what a full disk may refuse is on disk before anything that was there goes
         self._frames.finish({MADE: json.dumps(self._made)})
         self._viral.close()
+        self._stretches.close()
         for handle in self._texts:
             handle.flush()
             os.fsync(handle.fileno())
-        # an older run's summary must not vouch for files that are about to change
-        (self._out / "summary.json").unlink(missing_ok=True)
+        # an older run's summary must not vouch for files that are about to change, nor its page
+        for name in ("summary.json", REPORT):
+            (self._out / name).unlink(missing_ok=True)
 
 
-_ALWAYS = ("contig", "length", "windows", "frames", "viral_windows", "call")
+_ALWAYS = (
+    *("contig", "length", "windows", "scored_windows", "frames", "evidence_bp", "viral_windows"),
+    *("regions", "call"),
+)
 """Columns of contigs.tsv that have a value in every row."""
-_SCORE_COLUMNS = ("viral_fraction", "max_virus_score", "mean_virus_score")
+_SHARES = ("viral_fraction", "max_virus_score", "mean_virus_score", "score", "probability", "fdr")
+_CALLED = _SHARES[:4]
+"""Of a contig that has a call, always."""
 
 
 def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -174,13 +251,12 @@ def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
             if not set(batch["call"].unique().to_pylist()) <= set(CALLS):
                 raise ValueError("a call is none of ours")
             called = pc.not_equal(batch["call"], "no_call")
-            for name in _SCORE_COLUMNS:  # of what has a call, and of nothing else
+            for name in _SHARES:
                 share = pc.and_(pc.greater_equal(batch[name], 0), pc.less_equal(batch[name], 1))
-                if not pc.fill_null(share, False).equals(called):
+                if not pc.all(pc.fill_null(share, True)).as_py():
+                    raise ValueError(f"a {name} is no share")
+                if name in _CALLED and pc.any(pc.and_(called, pc.is_null(batch[name]))).as_py():
                     raise ValueError(f"a {name} does not fit its call")
-            score = pc.and_(pc.greater_equal(batch["score"], 0), pc.less_equal(batch["score"], 1))
-            if not pc.all(pc.fill_null(score, True)).as_py():
-                raise ValueError("a score is no probability")
             yield batch
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; classify the sample again.") from None

@@ -46,8 +46,31 @@ _OPENERS: dict[bytes, Callable[[BinaryIO], object]] = {
 
 
 @contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a text, plain or compressed, by content, not by name.
+
+    InputError for a file that is missing, empty, or cannot be read to its end.
+    """
+    try:
+        with _opened(path) as handle:
+            yield handle
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path.") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name the FASTA files in it.") from None
+    except PermissionError:
+        raise InputError(f"{path}: may not be read; ask its owner for permission.") from None
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        blame_machine(error, path)
+        raise InputError(
+            f"{path}: cannot be read to its end ({error}); "
+            "the file is truncated or damaged, copy it again."
+        ) from None
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open by content, not by name, and once, since a pipe cannot be read again.
+    """The file is opened once, since a pipe cannot be read again.
 
     BufferedReader iterates over lines in C, GzipFile does not.
     """
@@ -158,33 +181,20 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
         before.add(path)
         own = set[str]() if taken else taken
         again = 0
-        try:
-            with _opened(path) as handle:
-                for line, contig in _records(path, handle):
-                    if contig.id in own:
-                        raise InputError(
-                            f"{path}, line {line}: contig id {contig.id!r} appears twice; "
-                            "give every contig an id of its own."
-                        )
-                    name = contig.id
-                    while name in taken:
-                        name += f"_file{number}"
-                    again += name != contig.id
-                    own.add(contig.id)
-                    taken.add(name)
-                    yield contig._replace(id=name)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; check the path.") from None
-        except IsADirectoryError:
-            raise InputError(f"{path}: is a folder; name the FASTA files in it.") from None
-        except PermissionError:
-            raise InputError(f"{path}: may not be read; ask its owner for permission.") from None
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-            blame_machine(error, path)
-            raise InputError(
-                f"{path}: cannot be read to its end ({error}); "
-                "the file is truncated or damaged, copy it again."
-            ) from None
+        with opened(path) as handle:
+            for line, contig in _records(path, handle):
+                if contig.id in own:
+                    raise InputError(
+                        f"{path}, line {line}: contig id {contig.id!r} appears twice; "
+                        "give every contig an id of its own."
+                    )
+                name = contig.id
+                while name in taken:
+                    name += f"_file{number}"
+                again += name != contig.id
+                own.add(contig.id)
+                taken.add(name)
+                yield contig._replace(id=name)
         if again:
             logger.warning(
                 "%s: an earlier file has %d of its ids too; they get _file%d behind them",

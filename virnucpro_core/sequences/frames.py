@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from Bio.Data.CodonTable import standard_dna_table
 from numpy.typing import NDArray
 
 from virnucpro_core.schema import FRAMES
+from virnucpro_core.sequences.codes import codon_numbers, codon_residues
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.windows import Int64Array, windows
 
@@ -26,32 +25,13 @@ BATCH_BASES = 2_000_000
 BASES_A_CONTIG = 200
 FRAME_NAMES = ("F1", "F2", "F3", "R1", "R2", "R3")
 
-_CODE = bytes("ACGT".find(chr(b)) if chr(b) in "ACGT" else 4 for b in range(256))
 _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 _RUN = re.compile(rb"[^*\0]+")
 
 
-def _residues(*, reverse: bool) -> bytes:
-    """Residue of codon number 25a + 5b + c (codes of its bases), as read on one strand.
-
-    A stop is `*`; a codon with an ambiguous base (code 4) is left out of the protein: byte 0.
-    """
-    assert standard_dna_table is not None  # Biopython fills it in when it is imported
-    table = bytearray(256)
-    for a, b, c in product(range(4), repeat=3):
-        codes = (3 - c, 3 - b, 3 - a) if reverse else (a, b, c)
-        codon = "".join("ACGT"[code] for code in codes)
-        table[25 * a + 5 * b + c] = ord(standard_dna_table.forward_table.get(codon, "*"))
-    return bytes(table)
-
-
-FORWARD = _residues(reverse=False)
-_REVERSE = _residues(reverse=True)
-
-
-def _open(residues: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool_]:
+def _open(strand: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool_]:
     """Whether frames, given by the starts of their lowest and highest codon, have no stop."""
-    stops = np.flatnonzero(np.frombuffer(residues, np.uint8) == ord("*"))
+    stops = np.flatnonzero(np.frombuffer(strand, np.uint8) == ord("*"))
     is_open = np.zeros(len(low), np.bool_)
     for phase in range(3):
         at = np.append(stops[stops % 3 == phase], np.iinfo(np.int64).max)
@@ -60,22 +40,26 @@ def _open(residues: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool
     return is_open
 
 
-def stop_free_frames(contigs: Sequence[Contig], window: int, *, runs: bool = False) -> pa.Table:
+def stop_free_frames(
+    contigs: Sequence[Contig], window: int, *, code: int = 1, runs: bool = False
+) -> pa.Table:
     """The stop-free frames of contigs' windows, as rows of `schema.FRAMES`.
 
     A frame's protein is read from its whole codons, leaving out ambiguous ones; its nucleotides
     are bases [f − 1, f + 3·len(protein)) of the window's strand, one more than the codons where
     the strand has it. Both are those of the original's `identify_seq`, quirks included.
 
+    code: the genetic code, by the number of Biopython's table.
+
     runs: of a window without such a frame, give its longest run of codons without a stop, of
     the earliest of FRAME_NAMES among equals: the protein is the run's, the nucleotides are the
     window's strand as a whole, and the frame's name is in lower case.
     """
-    return pa.Table.from_batches(frame_parts(contigs, window, runs=runs), FRAMES)
+    return pa.Table.from_batches(frame_parts(contigs, window, code=code, runs=runs), FRAMES)
 
 
 def frame_parts(
-    contigs: Sequence[Contig], window: int, *, runs: bool = False
+    contigs: Sequence[Contig], window: int, *, code: int = 1, runs: bool = False
 ) -> Iterator[pa.RecordBatch]:
     """`stop_free_frames` a part at a time, so that a long contig needs little beside its bases.
 
@@ -91,7 +75,7 @@ def frame_parts(
     for at in range(0, max(1, len(start)), step):
         own = slice(at, at + step)
         which = contig_of[own], number[own], start[own], end[own]
-        yield _frames(contigs, offsets, text, *which, runs)
+        yield _frames(contigs, offsets, text, *which, code, runs)
 
 
 def _frames(
@@ -102,6 +86,7 @@ def _frames(
     number: Int64Array,
     start: Int64Array,
     end: Int64Array,
+    code: int,
     runs: bool,
 ) -> pa.RecordBatch:
     """Frames of windows, which lie at [start, end) of the contigs' joined text."""
@@ -110,11 +95,11 @@ def _frames(
     start, end, offsets = start - origin, end - origin, offsets - origin
     size = len(text)
     flipped = text.translate(_COMPLEMENT)[::-1]
-    code = np.frombuffer(text.translate(_CODE), np.uint8)
-    codons = (code[:-2] * 25 + code[1:-1] * 5 + code[2:]).tobytes() if size > 2 else b""
-    forward, reverse = codons.translate(FORWARD), codons.translate(_REVERSE)
+    codons = codon_numbers(text)
+    forward, reverse = (codons.translate(table) for table in codon_residues(code))
 
     shift = np.arange(3)
+    # of fewer than 2 bases, less a shift of 2, the floor division would make a codon of −3
     span = (np.maximum(end - start, 2)[:, None] - shift) // 3 * 3
     low = start[:, None] + shift
     high = end[:, None] - shift - 3

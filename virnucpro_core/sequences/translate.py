@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from virnucpro_core.files import keep_apart, written_aside
-from virnucpro_core.parquet import FRAME_FORMAT, table_writer
+from virnucpro_core.parquet import FRAME_FORMAT, TableWriter, table_writer
 from virnucpro_core.schema import FRAMES
+from virnucpro_core.sequences.codes import AUTO, choose, genetic_code
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts, is_run
 from virnucpro_core.sequences.windows import window_starts
@@ -63,15 +67,16 @@ class _OriginalFasta:
 
 
 class _Digest:
-    """sha256 of a table's content, however it is cut into batches.
+    """sha256 of a table's content and of its genetic code, however it is cut into batches.
 
     Contigs without a frame count too, so that no two pieces of a sample have one digest.
     """
 
     TEXT = ("frame_id", "nucleotide", "protein")
 
-    def __init__(self) -> None:
+    def __init__(self, code: str) -> None:
         self._parts = {name: hashlib.sha256() for name in ("contigs", "lengths", *self.TEXT)}
+        self._parts["contigs"].update(f"genetic code {code}\n".encode())
 
     def add_contigs(self, contigs: Sequence[Contig]) -> None:
         for contig in contigs:
@@ -88,11 +93,65 @@ class _Digest:
         return hashlib.sha256(b"".join(p.digest() for p in self._parts.values())).hexdigest()
 
 
+class FrameTable:
+    """A frame table that is being written."""
+
+    def __init__(self, writer: TableWriter, window: int, setting: str) -> None:
+        self._writer, self._window, self._setting = writer, window, setting
+        self._digest = _Digest(setting)
+        self.rows = 0
+        self.read_with: Counter[str] = Counter()
+
+    def add_contigs(self, contigs: Sequence[Contig], code: int = 1) -> None:
+        """Contigs whose frames come next, or have none, and the genetic code of these."""
+        self._digest.add_contigs(contigs)
+        self.read_with[str(code)] += len(contigs)
+
+    def add_frames(self, frames: pa.RecordBatch) -> None:
+        """Rows of `schema.FRAMES`."""
+        self._writer.write(frames)
+        self._digest.add_frames(frames)
+        self.rows += frames.num_rows
+
+    def finish(self) -> None:
+        """Write the footer."""
+        self._writer.finish(
+            {
+                "virnucpro.format": FRAME_FORMAT,
+                "virnucpro.window": str(self._window),
+                "virnucpro.genetic_code": self._setting,
+                "virnucpro.read_with": json.dumps(self.read_with),
+                "virnucpro.digest": self._digest.hexdigest(),
+            }
+        )
+
+
+@contextmanager
+def frame_table(output: Path, window: int, setting: str = "1") -> Iterator[FrameTable]:
+    """Write a frame table, which is whole or absent. setting: the genetic code's."""
+    options = {
+        "use_dictionary": ["contig", "frame"],
+        "write_statistics": ["contig", "window", "start", "end"],
+    }
+    with written_aside(output) as aside, table_writer(aside, FRAMES, **options) as writer:
+        table = FrameTable(writer, window, setting)
+        yield table
+        table.finish()
+
+
+def _by_code(contigs: list[Contig], setting: str) -> Iterator[tuple[int, list[Contig]]]:
+    """Runs of contigs that are read with one code, and that code."""
+    codes = choose(contigs) if setting == AUTO else [int(setting)] * len(contigs)
+    for code, run in groupby(zip(codes, contigs, strict=True), lambda pair: pair[0]):
+        yield code, [contig for _, contig in run]
+
+
 def translate(
     fasta: Sequence[Path],
     output: Path,
     window: int,
     fasta_dir: Path | None = None,
+    code: int | str = 1,
     *,
     runs: bool = False,
 ) -> int:
@@ -102,39 +161,30 @@ def translate(
     `identified_protein.faa` as the original writes them. Memory does not grow with the input.
     runs: as of `stop_free_frames`; those three files do not have them.
 
-    Returns the number of frames. Raises InputError as `read_fasta` does, and for an output that is
-    an input.
+    code: the genetic code, as `codes.genetic_code` takes it; `auto` chooses one a contig.
+
+    Returns the number of frames. Raises InputError as `read_fasta` does, for an unknown code, and
+    for an output that is an input.
     """
+    setting = genetic_code(code)
     keep_apart(output, fasta)
-    digest = _Digest()
-    contigs = frames = 0
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
-        writer = stack.enter_context(
-            table_writer(
-                stack.enter_context(written_aside(output)),
-                FRAMES,
-                use_dictionary=["contig", "frame"],
-                write_statistics=["contig", "window", "start", "end"],
-            )
-        )
+        table = stack.enter_context(frame_table(output, window, setting))
         for batch in batches(read_fasta(fasta)):
-            digest.add_contigs(batch)
             if original:
                 original.write_chunks(batch)
-            for table in frame_parts(batch, window, runs=runs):
-                writer.write(table)
-                digest.add_frames(table)
-                if original:
-                    original.write_frames(table.filter(pc.invert(is_run(table["frame"]))))
-                frames += table.num_rows
-            contigs += len(batch)
-        writer.finish(
-            {
-                "virnucpro.format": FRAME_FORMAT,
-                "virnucpro.window": str(window),
-                "virnucpro.digest": digest.hexdigest(),
-            }
-        )
-    logger.info("%d contigs, %d stop-free frames of windows of %d", contigs, frames, window)
-    return frames
+            for own, contigs in _by_code(batch, setting):
+                table.add_contigs(contigs, own)
+                for contig in contigs if setting == AUTO and own != 1 else ():
+                    logger.debug("%s is read with code %d", contig.id, own)
+                for frames in frame_parts(contigs, window, code=own, runs=runs):
+                    table.add_frames(frames)
+                    if original:
+                        original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
+    count = table.read_with.total()
+    logger.info("%d contigs, %d stop-free frames of windows of %d", count, table.rows, window)
+    if setting == AUTO:
+        counts = (f"{count} with code {own}" for own, count in table.read_with.items())
+        logger.info("contigs read: %s", ", ".join(counts))
+    return table.rows

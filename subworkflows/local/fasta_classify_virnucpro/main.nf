@@ -12,13 +12,18 @@ workflow FASTA_CLASSIFY_VIRNUCPRO {
 
     main:
     // Tasks get the one model's folder: another that comes or goes is no change for them, a new import of this one is.
-    ch_own = ch_model.map { name, models_dir ->
+    // Where it uses the encoders of another model, which the package does not have, they get that one's too.
+    ch_about = ch_model.map { name, models_dir ->
         def own = models_dir ? file(models_dir).resolve(name) : null
-        [name, own?.resolve('model.json')?.exists() ? own : []]
+        def json = own?.resolve('model.json')
+        [name, own, json?.exists() ? new groovy.json.JsonSlurper().parse(json) : null]
+    }
+    ch_own = ch_about.map { name, own, about ->
+        def lender = about?.encoders ? own.resolveSibling(about.encoders) : null
+        [name, about ? [own, lender].findAll { folder -> folder?.resolve('model.json')?.exists() } : []]
     }
     // Translate needs of the model its window and whether it has a rule, so no task has to copy gigabytes for that.
-    ch_window = ch_own.map { name, own ->
-        def about = own ? new groovy.json.JsonSlurper().parse(own.resolve('model.json')) : null
+    ch_window = ch_about.map { name, _own, about ->
         [name, about ? "${about.window}${about.contig_rule ? ' --runs' : ''}".toString() : []]
     }
 

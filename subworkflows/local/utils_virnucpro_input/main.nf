@@ -143,4 +143,19 @@ def checkModel(params, workflow) {
     if (params.model != 'mini' && !folder.resolve("${params.model}/model.json").exists()) {
         error("--model ${params.model}: is not in ${params.models_dir ?: environment}; bring it in with `virnucpro models fetch` or `import`.")
     }
+    def about = folder?.resolve("${params.model}/model.json")
+    about = about?.exists() ? about : file("${workflow.projectDir}/virnucpro_core/${params.model}/model.json")
+    checkCalls(params, about.text.contains('"contig_rule"'))
+}
+
+/** Refuses, before anything is computed, what classify would refuse at the end. */
+def checkCalls(params, calibrated) {
+    def threshold = ['min_score', 'max_fdr'].find { name -> params[name] != null }
+    if (params.preset && threshold) {
+        error("--preset ${params.preset} and --${threshold} ${params[threshold]}: a preset is such thresholds; give one of the two.")
+    }
+    def rate = params.max_fdr != null ? 'max_fdr' : params.prevalence != 'auto' ? 'prevalence' : null
+    if (rate && !calibrated) {
+        error("--${rate} ${params[rate]}: the model ${params.model} has no calibration, so its scores have no error rate; give --min_score.")
+    }
 }

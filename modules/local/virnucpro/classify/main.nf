@@ -17,6 +17,7 @@ process VIRNUCPRO_CLASSIFY {
     tuple val(meta), path("${prefix}/windows.tsv")                            , emit: windows
     tuple val(meta), path("${prefix}/frames.parquet")                         , emit: frames
     tuple val(meta), path("${prefix}/viral.fasta.gz")                         , emit: viral_fasta
+    tuple val(meta), path("${prefix}/regions.tsv")                            , emit: regions
     tuple val(meta), path("${prefix}/prediction_results.txt")                 , emit: frame_predictions
     tuple val(meta), path("${prefix}/prediction_results_highestscore.csv")    , emit: window_predictions
     tuple val(meta), path("${prefix}/summary.json")                           , emit: summary
@@ -38,7 +39,8 @@ process VIRNUCPRO_CLASSIFY {
     """
     mkdir ${prefix}
     touch ${prefix}/contigs.tsv ${prefix}/windows.tsv ${prefix}/frames.parquet ${prefix}/summary.json \\
-        ${prefix}/prediction_results.txt ${prefix}/prediction_results_highestscore.csv
-    echo '' | gzip > ${prefix}/viral.fasta.gz
+        ${prefix}/prediction_results.txt ${prefix}/prediction_results_highestscore.csv \\
+        ${prefix}/regions.tsv ${prefix}/regions.gff3 ${prefix}/contigs.parquet
+    echo '' | gzip | tee ${prefix}/regions.fasta.gz > ${prefix}/viral.fasta.gz
     """
 }

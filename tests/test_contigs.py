@@ -1,0 +1,173 @@
+"""Evidence, order, error rates and regions of contigs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sample import OPEN, STOPS, Sample
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.models.rule import FEATURES, PRIOR, ContigRule
+from virnucpro_core.results.again import call_again
+from virnucpro_core.results.contigs import EVIDENCE, decide
+from virnucpro_core.results.criteria import Criteria, criteria_for
+from virnucpro_core.results.prevalence import LEAST_CONTIGS
+
+RULE = ContigRule(tuple(float(name == "frames") for name in FEATURES), 0.8)
+"""The mean log-odds of the windows with frames."""
+EVERY = Criteria(None, 0.5, None, 0, 0, None)
+
+
+def viral_if(frame_id: str) -> tuple[float, float]:
+    """Windows 11 to 20 of contigs named p, and all of those named v, are viral."""
+    contig, _, number = frame_id.rpartition("_chunk_")
+    viral = contig[0] == "v" or (contig[0] == "p" and 11 <= int(number[:-2]) <= 20)
+    return (0.0, 6.0) if viral else (6.0, 0.0)
+
+
+FASTA = f">v1 a phage\n{OPEN * 4}\n>p1 with a provirus\n{OPEN * 40}\n>o1\n{OPEN * 8}\n>v2\n{OPEN}\n"
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Sample:
+    return Sample(tmp_path, FASTA, viral_if)
+
+
+def table_of(scores: list[float], **columns: Any) -> pa.Table:
+    """Rows of EVIDENCE of contigs with these scores."""
+    n = len(scores)
+    known: dict[str, Any] = {
+        **{field.name: [1] * n for field in EVIDENCE},
+        "contig": [f"c{i}" for i in range(n)],
+        "length": [1000] * n,
+        "evidence_bp": [1000] * n,
+        "score": scores,
+        "reason": [None] * n,
+        **columns,
+    }
+    return pa.table(
+        [pa.array(known[field.name]).cast(field.type) for field in EVIDENCE], schema=EVIDENCE
+    )
+
+
+def test_a_provirus_is_a_region_of_a_contig_that_is_other(planted: Sample) -> None:
+    calls = {row["contig"]: row for row in planted.classify().to_pylist()}
+    assert (calls["p1"]["call"], calls["p1"]["regions"]) == ("other", 1)
+    assert [calls[name]["regions"] for name in ("v1", "o1", "v2")] == [1, 0, 1]
+    regions = planted.rows("regions.tsv")
+    assert [[*row.values()] for row in regions] == [
+        ["v1", "0", "120", "120", "4", "1", "whole"],
+        ["p1", "300", "600", "300", "10", "0.9975", "provirus"],
+        ["v2", "0", "30", "30", "1", "1", "whole"],
+    ]
+    fasta = gzip.decompress((planted.folder / "out/regions.fasta.gz").read_bytes()).decode()
+    headers = [line for line in fasta.splitlines() if line[0] == ">"]
+    assert headers == [">v1 a phage", ">p1|provirus_301_600 with a provirus", ">v2"]
+    assert fasta.splitlines()[3] == OPEN * 10
+    gff = (planted.folder / "out/regions.gff3").read_text().splitlines()
+    assert gff[0] == "##gff-version 3"
+    assert gff[2].split("\t")[:5] == ["p1", "virnucpro", "proviral_region", "301", "600"]
+    assert gff[2].endswith("ID=p1|provirus_301_600;windows=10")
+    summary = json.loads((planted.folder / "out/summary.json").read_text())
+    assert summary["regions"] == {"total": 3, "provirus": 1}
+
+
+def test_odd_ids_are_escaped_in_gff(tmp_path: Path) -> None:
+    sample = Sample(tmp_path, f">v;a=b,c&d%\n{OPEN * 4}\n", viral_if)
+    sample.classify()
+    row = (tmp_path / "out/regions.gff3").read_text().splitlines()[1].split("\t")
+    assert row[0] == "v%3Ba%3Db%2Cc%26d%25"
+    assert row[8].startswith("ID=v%3Ba%3Db%2Cc%26d%25;windows=")
+
+
+def test_contigs_of_little_evidence_or_length_have_no_call(planted: Sample) -> None:
+    rows = {row["contig"]: row for row in planted.classify(min_evidence=100).to_pylist()}
+    assert (rows["v2"]["call"], rows["v2"]["reason"]) == ("no_call", "little_evidence")
+    assert rows["v2"]["score"] == 1, "what was seen is told"
+    assert rows["v1"]["call"] == "virus"
+    rows = {row["contig"]: row for row in planted.classify(min_length=121).to_pylist()}
+    assert (rows["v1"]["call"], rows["v1"]["reason"]) == ("no_call", "too_short")
+    assert not rows["v1"]["regions"]
+
+
+def test_evidence_counts_readable_bases_of_scored_windows_once(tmp_path: Path) -> None:
+    masked = OPEN[:10] + "N" * 5 + OPEN[15:]
+    sample = Sample(tmp_path, f">a\n{masked}{STOPS}\n>b\n{OPEN * 2}{OPEN[:15]}\n", viral_if)
+    rows = sample.classify().to_pylist()
+    assert rows[0]["evidence_bp"] == 25
+    assert (rows[1]["windows"], rows[1]["evidence_bp"]) == (3, 75), "windows overlap"
+
+
+def test_no_other_outranks_a_virus_by_any_criteria() -> None:
+    rng = np.random.default_rng(0)
+    table = table_of(rng.random(500).tolist())
+    for criteria in (EVERY, replace(EVERY, max_fdr=0.1), replace(EVERY, min_score=0.9)):
+        called, _, _ = decide(table, [], criteria, RULE)
+        score, call = called["score"].to_numpy(), np.array(called["call"].to_pylist())
+        assert score[call == "virus"].min() > score[call == "other"].max()
+        assert (np.diff(called["fdr"].to_numpy()[np.argsort(-score)]) >= 0).all()
+
+
+def test_share_of_viruses_is_estimated_given_or_the_model_s() -> None:
+    few, many = table_of([0.9] * (LEAST_CONTIGS - 1)), table_of([0.9] * 50 + [0.1] * 950)
+    assert decide(few, [], EVERY, RULE)[2] == (PRIOR, "prior", LEAST_CONTIGS - 1)
+    share, source, contigs = decide(many, [], EVERY, RULE)[2]
+    assert (source, contigs) == ("estimated", 1000)
+    assert share is not None
+    assert share < 0.06
+    table, _, sample = decide(many, [], replace(EVERY, prevalence=0.1), RULE)
+    assert sample == (0.1, "given", 1000)
+    assert table["probability"][0].as_py() == pytest.approx(0.5, abs=1e-3)
+    assert table["fdr"][0].as_py() == pytest.approx(0.5, abs=1e-3)
+    assert decide(many, [], EVERY, None)[2] == (None, None, 1000)
+
+
+def test_presets_are_thresholds_of_the_model() -> None:
+    presets = ("sensitive", "balanced", "conservative")
+    by_rule = [criteria_for(RULE, "m", preset=p) for p in presets]  # type: ignore[arg-type]
+    assert [c.min_score for c in by_rule] == [0.65, 0.8, 0.8]
+    assert [c.max_fdr for c in by_rule] == [None, None, 0.05]
+    plain = [criteria_for(None, "m", preset=p).min_score for p in presets]  # type: ignore[arg-type]
+    assert plain == sorted(plain)
+    assert criteria_for(RULE, "m") == criteria_for(RULE, "m", preset="balanced")
+    own = criteria_for(RULE, "m", max_fdr=0.01)
+    assert (own.preset, own.min_score, own.max_fdr) == (None, 0.0, 0.01)
+
+
+def test_call_again_is_what_classify_with_these_criteria_gives(planted: Sample) -> None:
+    planted.classify("fresh", min_score=0.2, sample="x")
+    planted.classify("out", sample="x")
+    before = (planted.folder / "out/contigs.tsv").read_bytes()
+    call_again(planted.folder / "out", min_score=0.2, min_evidence=0)
+    for path in sorted((planted.folder / "fresh").iterdir()):
+        assert (planted.folder / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert (planted.folder / "out/contigs.tsv").read_bytes() != before
+
+
+@pytest.mark.parametrize("damage", ["nothing there", "another version", "no scores", "no bases"])
+def test_call_again_of_what_cannot_be_called_changes_nothing(damage: str, planted: Sample) -> None:
+    planted.classify()
+    out = planted.folder / "out"
+    summary = out / "summary.json"
+    about = json.loads(summary.read_text())
+    match damage:
+        case "nothing there":
+            out = planted.folder / "none"
+        case "another version":
+            summary.write_text(json.dumps({**about, "format": 1}))
+        case "no scores":
+            (out / "frames.parquet").write_bytes(planted.frames[0].read_bytes())
+        case "no bases":
+            (out / "contigs.parquet").unlink()
+    before = {path.name: path.read_bytes() for path in planted.folder.glob("out/*")}
+    with pytest.raises(InputError):
+        call_again(out, min_score=0.2)
+    assert {path.name: path.read_bytes() for path in planted.folder.glob("out/*")} == before
+    assert not (planted.folder / "none").exists()

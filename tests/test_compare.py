@@ -30,6 +30,7 @@ agreed    2000 4 4 4 1.0  virus   -
 other     400  1 1 0 0.0  other   -
 lost      700  2 3 2 1.0  virus   -
 near      700  2 3 1 0.5  virus   -
+same      700  2 3 1 0.5  virus   -
 silent    900  2 2 2 1.0  virus   -
 single    300  1 1 1 1.0  virus   -
 rewritten 900  2 2 2 1.0  virus   -
@@ -41,6 +42,7 @@ other     400  1 1 0 0.0  other   -
 agreed    2000 4 4 4 1.0  virus   -
 lost      700  2 3 0 0.0  other   -
 near      700  2 3 1 0.45 other   -
+same      700  2 3 1 0.5  other   -
 silent    900  2 0 0 -    no_call little_evidence
 single    300  1 1 0 0.0  other   -
 rewritten 900  3 4 0 0.0  other   -
@@ -60,27 +62,28 @@ def test_two_runs_agree_flip_and_say_why(
     files = ["--output", tmp_path / "flips.tsv", "--json", tmp_path / "c.json"]
     said = ask("compare", *two, *files, "--show", 1)
     about = json.loads((tmp_path / "c.json").read_text())
-    assert (about["contigs"], about["alone"]) == (8, {"a": 1, "b": 0})
-    assert about["agreement"] == 3 / 8
-    # by chance 6/8 · 1/8 + 2/8 · 7/8 agree
-    assert about["kappa"] == pytest.approx((3 / 8 - 20 / 64) / (1 - 20 / 64))
-    assert about["calls"]["virus"] == {"virus": 1, "other": 4, "no_call": 1}
+    assert (about["contigs"], about["alone"]) == (9, {"a": 1, "b": 0})
+    assert about["agreement"] == 3 / 9
+    # by chance 7/9 · 1/9 + 2/9 · 8/9 agree
+    assert about["kappa"] == pytest.approx((3 / 9 - 23 / 81) / (1 - 23 / 81))
+    assert about["calls"]["virus"] == {"virus": 1, "other": 5, "no_call": 1}
     assert about["calls"]["no_call"] == {"virus": 0, "other": 1, "no_call": 0}
     assert about["a"]["lowest_score_of_a_virus"] == 0.5
     lengths = {part["from"]: part["contigs"] for part in about["by_length"]}
-    assert lengths == {0: 3, 500: 4, 1000: 1}
+    assert lengths == {0: 3, 500: 5, 1000: 1}
     header, *rows = [line.split("\t") for line in (tmp_path / "flips.tsv").read_text().splitlines()]
     assert {row[0]: row[-1] for row in rows} == {
         "lost": "another score",
         "near": "scores within 0.1 of each other",
+        "same": "the same score, another threshold",
         "silent": "no call in B: little_evidence",
         "single": "rests on a single window or frame",
         "rewritten": "other frames",
     }
-    assert [row[0] for row in rows] == ["rewritten", "lost", "single", "near", "silent"]
-    assert dict(zip(header, rows[4], strict=True))["score_b"] == ""
-    assert "37.5%, kappa 0.09" in said
-    assert "5 contigs flipped" in said
+    assert [row[0] for row in rows] == ["rewritten", "lost", "single", "near", "same", "silent"]
+    assert dict(zip(header, rows[5], strict=True))["score_b"] == ""
+    assert "33.3%, kappa 0.07" in said
+    assert "6 contigs flipped" in said
     assert "A: " in said
     assert "rewritten" in said
     assert "silent" not in said
@@ -117,10 +120,10 @@ def test_table_of_viruses_alone_is_compared_with_a_run(
     ask("compare", two[0], tmp_path / "t.tsv", "--json", out)
     about = json.loads(out.read_text())
     assert about["b"]["tool"] == tool
-    assert (about["contigs"], about["alone"]) == (9, {"b": 0})
-    assert about["calls"]["virus"] == {"virus": 1, "other": 6, "no_call": 0}
+    assert (about["contigs"], about["alone"]) == (10, {"b": 0})
+    assert about["calls"]["virus"] == {"virus": 1, "other": 7, "no_call": 0}
     assert about["why"] == {
-        "not listed in B": 3,
+        "not listed in B": 4,
         "rests on a single window or frame": 2,
         "a provirus in B": 1,
         "no call in A: no_stop_free_frame": 1,

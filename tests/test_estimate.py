@@ -47,7 +47,7 @@ def test_large_input_is_scaled_up_from_a_sample_of_it(
     truth = amount_of([many], 300)
     translated = []
 
-    def frame_parts(contigs: list[object], window: int, *, runs: bool) -> object:
+    def frame_parts(contigs: list[object], window: int, **options: object) -> object:
         translated.extend(contigs)
         return frames.frame_parts(contigs, window)  # type: ignore[arg-type]
 
@@ -83,6 +83,23 @@ def test_estimate_says_what_a_run_will_take_and_writes_nothing_else(
     assert "v100" in ask(*words)
     code, _, err = run(*words, "--device-class", "h100,abacus")
     assert (code, "'abacus': choose of t4" in err) == (2, True)
+
+
+@sees("estimate", "--genetic-code")
+def test_code_that_reads_stops_otherwise_gives_more_frames(
+    ask: Callable[..., str], model: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "a.fa").write_text(f">a\n{'GATTGAGCT' * 100}\n")
+
+    def frames(code: str) -> int:
+        out = tmp_path / f"{code}.json"
+        ask("estimate", tmp_path / "a.fa", *model, "--genetic-code", code, "--json", out)
+        translate([tmp_path / "a.fa"], tmp_path / "f.parquet", 300, code=code)
+        count: int = json.loads(out.read_text())["frames"]
+        assert count == pq.read_metadata(tmp_path / "f.parquet").num_rows
+        return count
+
+    assert frames("4") > frames("1")
 
 
 @sees("estimate", "--precision")
@@ -160,6 +177,8 @@ def test_load_of_the_machine_is_told_where_it_counts(
 
     assert said(0.2).startswith("4 CPU cores in fp32: about 100 seconds; ")
     assert "about 100 seconds, about 5 minutes as busy as the cores are now;" in said(8)
+    monkeypatch.setattr(estimated, "cpu_seconds", lambda *_: 1e6)
+    assert "about 12 days;" in said(8), "the load of now says nothing of then"
 
 
 def test_probe_embeds_at_a_rate(tiny: Model) -> None:

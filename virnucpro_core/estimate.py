@@ -24,6 +24,7 @@ from virnucpro_core.parquet import inventory_batches
 from virnucpro_core.sequences.amount import Amount
 from virnucpro_core.sequences.pace import (
     FP8,
+    LONG,
     PUBLISHED_PARAMETERS,
     cores,
     cpu_seconds,
@@ -53,7 +54,7 @@ WORTH_IT = 100 * CPU_TOKENS
 
 
 BUSY = 1.5
-"""A machine's load is told when a run takes so many times as long beside it."""
+"""How many times as long a run of less than an hour takes beside a load that is told."""
 
 
 class Sizes(NamedTuple):
@@ -112,7 +113,7 @@ class Cost(NamedTuple):
         time = "it is not known how long"
         if self.seconds is not None:
             time = _in_words(self.seconds)
-            if self.busy > BUSY:
+            if self.busy > BUSY and self.seconds < LONG:
                 time += f", {_in_words(self.busy * self.seconds)} as busy as the cores are now"
         of = "" if self.of is None else f" of {in_bytes(self.of)}"
         return f"{self.device} in {self.precision}: {time}; {in_bytes(self.memory)}{of} of memory"
@@ -199,8 +200,8 @@ def estimate(
     elsewhere = tuple(_on_gpu(amount, sizes, kind, kind, half, 1, None) for kind in able)
     table = 1.5 * amount.tokens  # nucleotides and proteins, compressed
     shard = amount.frames * (4 * sizes.dim + 60)
-    results = 5e5 + table + 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
-    peak = 1.3 * amount.bases + table + shard + results
+    results = 5e5 + table + amount.bases / 3 + 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
+    peak = amount.bases + table + shard + results
     return Estimate(amount, sizes, here, elsewhere, peak, results, output)
 
 

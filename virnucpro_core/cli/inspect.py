@@ -11,6 +11,7 @@ import typer
 from virnucpro_core.cli.options import (
     Devices,
     Fasta,
+    GeneticCode,
     ModelName,
     ModelsDir,
     PrecisionOption,
@@ -73,6 +74,7 @@ def estimate(
     models_dir: ModelsDir = None,
     devices: Devices = "auto",
     precision: PrecisionOption = None,
+    genetic_code: GeneticCode = "1",
     device_class: Annotated[
         str, typer.Option(help="GPUs to estimate for as well: all, none, or such as h100,t4.")
     ] = "all",
@@ -93,7 +95,7 @@ def estimate(
     if odd := set(classes) - set(gpus):
         raise InputError(f"--device-class {min(odd)!r}: choose of {', '.join(gpus)}.")
     sizes = sizes_by_name(model, models_dir)
-    amount = amount_of(fasta, sizes.window, runs=sizes.runs)
+    amount = amount_of(fasta, sizes.window, code=genetic_code, runs=sizes.runs)
     found = estimate(amount, sizes, places, output, precision=precision, classes=classes)
     if json_file is not None:
         keep_apart(json_file, fasta)

@@ -173,6 +173,8 @@ def _why(row: dict[str, Any], same_score: bool, evidence: str | None) -> str:
         return f"a provirus in {name}"
     if evidence and row["evidence_a"] != row["evidence_b"]:
         return f"other {evidence.replace('_', ' ')}"
+    if same_score and row["difference"] == 0:
+        return "the same score, another threshold"
     if same_score and row["difference"] is not None and row["difference"] < NEAR:
         return f"scores within {NEAR} of each other"
     if row["evidence_a"] == 1 or row["evidence_b"] == 1:

@@ -13,6 +13,7 @@ from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts
 from virnucpro_core.sequences.pace import about_bases
 from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS
+from virnucpro_core.sequences.translate import by_code
 from virnucpro_core.sequences.windows import window_counts
 
 SAMPLE = 20_000_000
@@ -40,10 +41,10 @@ class Amount(NamedTuple):
         )
 
 
-def amount_of(fasta: Sequence[Path], window: int, *, runs: bool = False) -> Amount:
+def amount_of(fasta: Sequence[Path], window: int, *, code: str = "1", runs: bool = False) -> Amount:
     """Count the windows of FASTA files, and of a sample spread over them the frames.
 
-    Reads them once, to their end. runs: as of `stop_free_frames`. Raises InputError as `read_fasta`
+    Reads them once, to their end. code, runs: as of `translate`. Raises InputError as `read_fasta`
     does.
     """
     every = max(1, about_bases(fasta) // SAMPLE)
@@ -56,9 +57,10 @@ def amount_of(fasta: Sequence[Path], window: int, *, runs: bool = False) -> Amou
         if number % every == 0:
             seen += int(window_counts(np.minimum(lengths, SAMPLE), window).sum())
             cut = [contig._replace(sequence=contig.sequence[:SAMPLE]) for contig in batch]
-            for table in frame_parts(cut, window, runs=runs):
-                frames += table.num_rows
-                residues += pc.sum(pc.binary_length(table["protein"])).as_py() or 0
+            for own, alike in by_code(cut, code):
+                for table in frame_parts(alike, window, code=own, runs=runs):
+                    frames += table.num_rows
+                    residues += pc.sum(pc.binary_length(table["protein"])).as_py() or 0
     scale = windows / max(1, seen)
     tokens = residues + ESM_SPECIAL_TOKENS * frames
     exact = seen == windows

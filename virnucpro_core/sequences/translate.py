@@ -139,7 +139,7 @@ def frame_table(output: Path, window: int, setting: str = "1") -> Iterator[Frame
         table.finish()
 
 
-def _by_code(contigs: list[Contig], setting: str) -> Iterator[tuple[int, list[Contig]]]:
+def by_code(contigs: list[Contig], setting: str) -> Iterator[tuple[int, list[Contig]]]:
     """Runs of contigs that are read with one code, and that code."""
     codes = choose(contigs) if setting == AUTO else [int(setting)] * len(contigs)
     for code, run in groupby(zip(codes, contigs, strict=True), lambda pair: pair[0]):
@@ -174,7 +174,7 @@ def translate(
         for batch in batches(read_fasta(fasta)):
             if original:
                 original.write_chunks(batch)
-            for own, contigs in _by_code(batch, setting):
+            for own, contigs in by_code(batch, setting):
                 table.add_contigs(contigs, own)
                 for contig in contigs if setting == AUTO and own != 1 else ():
                     logger.debug("%s is read with code %d", contig.id, own)

@@ -200,8 +200,14 @@ def estimate(
     elsewhere = tuple(_on_gpu(amount, sizes, kind, kind, half, 1, None) for kind in able)
     table = 1.5 * amount.tokens  # nucleotides and proteins, compressed
     shard = amount.frames * (4 * sizes.dim + 60)
-    rows = 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
-    results = 5e5 + table + rows + amount.bases / 3
+    results = (
+        5e5
+        + table
+        + amount.bases / 3
+        + 60 * amount.frames
+        + 90 * amount.windows
+        + 60 * amount.contigs
+    )
     peak = amount.bases + table + shard + results
     return Estimate(amount, sizes, here, elsewhere, peak, results, output)
 

@@ -28,6 +28,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.lab.embedded import Embedded
 from virnucpro_core.lab.heldout import roc_auc
+from virnucpro_core.lab.metrics import FIGURES, Items
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.results.calls import BoolArray
 from virnucpro_core.sequences.windows import Int64Array
@@ -208,15 +209,14 @@ def calibrate(classifier: MLPClassifier, odds: Float64Array, viral: BoolArray) -
 
 
 def figures(viral: BoolArray, odds: Float64Array) -> dict[str, float]:
-    """How good scores of frames are."""
-    called = odds >= 0
+    """How good scores of frames are, at even classes, for which they are calibrated."""
+    probability = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+    items = Items(viral, odds, odds >= 0, probability, np.arange(len(viral)))
+    found = items.figures(balanced(viral)[viral.astype(np.int64)])
     return {
         "frames": len(viral),
         "viral": int(viral.sum()),
-        "auc": round(roc_auc(viral, odds), 4),
-        "sensitivity": round(float(called[viral].mean()), 4),
-        "specificity": round(float((~called[~viral]).mean()), 4),
-        "loss": round(loss_of(viral, odds), 4),
+        **dict(zip(FIGURES, np.round(found, 4).tolist(), strict=True)),
     }
 
 

@@ -146,6 +146,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--input", "a $HOME's.fa", "--outdir", "there", "--publish_dir_mode", "symlink"]
     words += ["--model", "own", "--models_dir", "models", "--min_score", "0.75"]
     words += ["--min_length", "400", "--min_evidence", "300"]
+    words += ["--max_fdr", "0.9", "--prevalence", "0.25"]
     words += ["--shard_bp", "600", "--precision", "bf16", "--checkpoint_dir", "it's kept"]
     words += ["--gpus_per_task", "3", "-profile", "gpu", "--genetic_code", "15"]
     run = nextflow(folder, "run", f"{ROOT}/main.nf", *words, **BARE)
@@ -161,13 +162,39 @@ def test_input_is_cut_and_published_as_told(told: Path) -> None:
 
 
 @effect_of("model", "models_dir", "min_score", "min_length", "min_evidence", "precision")
+@effect_of("max_fdr", "prevalence")
 @effect_of("genetic_code")
 def test_model_rule_and_precision_are_those_of_the_results(told: Path) -> None:
     summary = json.loads((told / "there" / "a_HOME_s" / "summary.json").read_text())
     assert summary["model"] == "own"
     asked = {"min_score": 0.75, "min_length": 400, "min_evidence": 300}
+    asked |= {"max_fdr": 0.9, "prevalence": 0.25}
     assert {name: summary["criteria"][name] for name in asked} == asked
     assert (summary["genetic_code"], summary["precision"]) == ("15", "bf16")
+
+
+@effect_of("preset")
+def test_preset_is_that_of_the_results(tmp_path: Path) -> None:
+    run = pipeline(tmp_path, "--preset", "conservative")
+    assert run.returncode == 0, run.stdout
+    criteria = json.loads((tmp_path / "results/phages/summary.json").read_text())["criteria"]
+    assert (criteria["preset"], criteria["max_fdr"]) == ("conservative", 0.05)
+
+
+def test_error_rate_of_a_model_without_a_calibration_is_refused_before_anything_runs(
+    tmp_path: Path,
+) -> None:
+    shutil.copytree(Path(vnp.__file__).parent / "mini", tmp_path / "models" / "plain")
+    path = tmp_path / "models" / "plain" / "model.json"
+    about = json.loads(path.read_text())
+    del about["contig_rule"]
+    path.write_text(json.dumps({**about, "name": "plain"}))
+    words = ["--model", "plain", "--models_dir", "models"]
+    for name, value in (("max_fdr", "0.1"), ("prevalence", "0.2")):
+        run = pipeline(tmp_path, *words, f"--{name}", value)
+        assert run.returncode != 0
+        assert f"--{name} {value}: the model plain has no calibration" in run.stdout
+        assert not list(tmp_path.glob("work/*/*/.command.run"))
 
 
 @effect_of("checkpoint_dir", "gpus_per_task")

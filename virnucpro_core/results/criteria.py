@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.models.rule import ContigRule
+
+if TYPE_CHECKING:
+    from virnucpro_core.models.rule import ContigRule
 
 Preset = Literal["sensitive", "balanced", "conservative"]
 

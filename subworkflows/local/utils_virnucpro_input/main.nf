@@ -145,7 +145,7 @@ def checkModel(params, workflow) {
     }
     def about = folder?.resolve("${params.model}/model.json")
     about = about?.exists() ? about : file("${workflow.projectDir}/virnucpro_core/${params.model}/model.json")
-    checkCalls(params, about.text.contains('"contig_rule"'))
+    checkCalls(params, about.exists() && about.text.contains('"contig_rule"'))
 }
 
 /** Refuses, before anything is computed, what classify would refuse at the end. */

@@ -46,7 +46,7 @@ def _grid() -> Int64Array:
 
 @dataclass
 class ScoreGrid:
-    """Numbers of contigs by call (other, virus), binned length and binned mean virus score.
+    """Numbers of contigs by call (other, virus), binned length and binned score.
 
     All that the figures need, of one size however many contigs there are.
     """
@@ -79,7 +79,7 @@ class ScoreGrid:
         return Figure(marks, _score_ticks(LEFT, RIGHT), y_ticks)
 
     def scatter(self) -> Figure:
-        """Mean virus score against length; a dot is fuller the more contigs it has."""
+        """Score against length; a dot is fuller the more contigs it has."""
         occupied = np.flatnonzero(self.counts.any(axis=(0, 2)))
         if not len(occupied):
             return Figure([], [], _score_ticks(BOTTOM, TOP))

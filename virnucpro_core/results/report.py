@@ -121,10 +121,10 @@ def _count_contigs(sample: _Sample, best: pa.Table | None, scores: ScoreGrid) ->
     """Stream a sample's contigs.tsv into the figures' counts and the table of best contigs."""
     for batch in contig_batches(sample.out / "contigs.tsv"):
         table = pa.Table.from_batches([batch])
-        scored = table.filter(pc.is_finite(table["mean_virus_score"]))
+        scored = table.filter(pc.not_equal(table["call"], "no_call"))
         scores.add(
             scored["length"].to_numpy(),
-            scored["mean_virus_score"].to_numpy(),
+            scored["score"].to_numpy(),
             pc.equal(scored["call"], "virus").to_numpy(),
         )
         table = table.append_column("sample", pa.array([sample.name] * len(table), pa.string()))

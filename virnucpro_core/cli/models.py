@@ -16,15 +16,19 @@ app = typer.Typer(help="The models at hand.")
 
 @app.command("list")
 def models_list(models_dir: ModelsDir = None) -> None:
-    """The models in the models folder and the one that is shipped."""
-    from virnucpro_core.models.store import CLASSIFIER, list_models
+    """The models at hand, and those that can be fetched."""
+    from virnucpro_core.models.store import CLASSIFIER, PUBLISHED_WINDOWS, list_models
 
     table = Table("model", "window", "values a frame", "encoders", "folder")
-    for model in list_models(models_dir):
+    models = list_models(models_dir)
+    for model in models:
         encoders = model.lender.name if model.lender else "its own"
         if CLASSIFIER not in model.weights:
             encoders = "alone"
         table.add_row(model.name, str(model.window), str(model.dim), encoders, str(model.folder))
+    for name in sorted(PUBLISHED_WINDOWS.keys() - {model.name for model in models}):
+        row = (str(PUBLISHED_WINDOWS[name]), "3328", "its own")
+        table.add_row(name, *row, f"not here: virnucpro models fetch {name}")
     Console().print(table)
 
 

@@ -78,6 +78,10 @@ def predict(
     calls = table["call"].to_pylist()
     counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
     typer.echo(f"{len(calls)} contigs: {counts}; see {output / 'report.html'}")
+    if model == "mini":
+        typer.echo(
+            "mini is the small model that comes along; docs/mini.md says what to expect of it"
+        )
 
 
 @app.command()

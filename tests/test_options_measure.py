@@ -187,7 +187,7 @@ def test_models_options(ask: Callable[..., str], run: Run, tiny: Model, tmp_path
     assert about["window"] == 77
     assert about["weights"] == tiny.weights
     assert "own" in ask("models", "list", *store)
-    assert "virnucpro models fetch" in ask("models", "list", *store)
+    assert "virnucpro-500" in ask("models", "list", *store), "it can be fetched"
     ask("models", "verify", "own", *store)
     (tmp_path / "own/esm2/config.json").write_text("{}")
     assert run("models", "verify", "own", *store)[0] == 3

@@ -14,8 +14,9 @@ import pytest
 import torch
 from test_options import Run, sees
 
-from virnucpro_core import doctor, host
-from virnucpro_core.doctor import MISSING, NOTE, OK, examine
+from virnucpro_core import host
+from virnucpro_core.lab import doctor
+from virnucpro_core.lab.doctor import MISSING, NOTE, OK, examine
 from virnucpro_core.models.store import SHIPPED
 
 

@@ -47,8 +47,8 @@ def compare(
     ] = 0.5,
 ) -> None:
     """Who agrees on what is a virus, which contigs flipped, and why."""
-    from virnucpro_core.results import compare as compared
-    from virnucpro_core.results.verdicts import read_verdicts
+    from virnucpro_core.lab import compare as compared
+    from virnucpro_core.lab.verdicts import read_verdicts
 
     names = columns.split(",") if columns is not None else None
     if names is not None and len(names) != 2:
@@ -112,7 +112,7 @@ def doctor(
     ] = Path(),
 ) -> None:
     """What this machine can do and what is missing; exit code 1 where `predict` cannot run."""
-    from virnucpro_core.doctor import MISSING, examine
+    from virnucpro_core.lab.doctor import MISSING, examine
 
     lacking = []
     for finding in examine(models_dir, output):

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.lab.verdicts import PROVIRUS, Verdicts
 from virnucpro_core.results.calls import CALLS, BoolArray
-from virnucpro_core.results.verdicts import PROVIRUS, Verdicts
 
 NEAR = 0.1
 """Scores that differ by less flipped for want of a wider margin, not for another judgement."""

@@ -12,11 +12,15 @@ import pytest
 from tiny import write_tiny_model
 
 import virnucpro_core as vnp
+from virnucpro_core.embedding.engine import embed
 from virnucpro_core.models.rule import FEATURES, ContigRule, features
 from virnucpro_core.models.store import read_model, resolve_model
+from virnucpro_core.results.classify import classify
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import stop_free_frames
+from virnucpro_core.sequences.split import split
+from virnucpro_core.sequences.translate import translate
 
 RULE = ContigRule((1.0, 0.5, 0.25, 0.125, 0.0, -0.1, 0.2), 0.5)
 STOPS = "TAATTAATTAA"  # a stop in each of the six frames
@@ -102,6 +106,38 @@ def test_a_model_with_a_rule_calls_by_it_and_reads_windows_without_a_frame(
     ).to_pylist()
     for row in again[:3]:
         assert row["call"] == ("virus" if row["score"] >= 0.9 else "other")
+
+
+@pytest.mark.parametrize(("name", "runs"), [("ruled", False), ("plain", True)])
+def test_classify_tables_without_the_runs_that_a_rule_reads_or_with_them_are_refused(
+    name: str, runs: bool, fasta: Path, models: Path, tmp_path: Path
+) -> None:
+    model = resolve_model(name, models)
+    (piece,) = split([fasta], tmp_path)
+    table, shard = tmp_path / "frames.parquet", tmp_path / "shard.h5"
+    translate([piece], table, model.window, runs=runs)
+    embed(table, shard, model, devices="cpu")
+    with pytest.raises(vnp.InputError, match=f"translate with --model {name}, and embed again"):
+        classify(shard, [table], tmp_path / "contigs.parquet", tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
+def test_predict_by_a_rule_that_changed_is_not_finished_already(
+    fasta: Path, models: Path, tmp_path: Path
+) -> None:
+    def scores() -> list[float | None]:
+        table = vnp.predict(fasta, "ruled", models_dir=models, output=tmp_path / "out")
+        return table["score"].to_pylist()  # type: ignore[no-any-return]
+
+    before = scores()
+    path = models / "ruled/model.json"
+    about = json.loads(path.read_text())
+    about["contig_rule"]["weights"]["one"] += 1.0
+    path.write_text(json.dumps(about))
+    assert scores() != before
+    del about["contig_rule"]
+    path.write_text(json.dumps(about))
+    assert scores().count(None) > before.count(None), "windows without a frame are not read"
 
 
 def test_a_rule_that_is_odd_is_refused(models: Path) -> None:

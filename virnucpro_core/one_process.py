@@ -22,6 +22,7 @@ from virnucpro_core.estimate import amount_in, estimate, sizes_of
 from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
 from virnucpro_core.models.gate import require
+from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
@@ -88,7 +89,7 @@ def predict(
         sample = _ENDING.sub("", paths[0].name)
         with _working(out, given, force=force) as work:
             scores = _kept(out, given, chosen, precision, code)
-            if scores is not None and _is_finished(out, sample, criteria):
+            if scores is not None and _is_finished(out, sample, criteria, chosen.rule):
                 logger.info("%s is finished already", out)
                 return read_contigs(out / "contigs.tsv")
             if scores is not None:
@@ -175,13 +176,14 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None, code: st
     return scores if scores.made == wanted and (out / "contigs.parquet").is_file() else None
 
 
-def _is_finished(out: Path, sample: str, criteria: Criteria) -> bool:
-    """Whether all files of `out` are as these criteria make them."""
+def _is_finished(out: Path, sample: str, criteria: Criteria, rule: ContigRule | None) -> bool:
+    """Whether all files of `out` are as these criteria and the model's rule of now make them."""
     summary = read_summary(out) or {}
     files = (REPORT, *RESULTS)
     return (
         summary.get("sample") == sample
         and summary.get("criteria") == criteria.record()
+        and summary.get("contig_rule") == (rule and rule.record())
         and summary.get("version") == __version__
         and all((out / name).is_file() for name in files)
     )

@@ -29,6 +29,7 @@ FRAME_FORMAT = "1"
 _SAID = {
     "format": FRAME_FORMAT,
     "window": r"[1-9]\d{0,9}",
+    "runs": "yes|no",
     "genetic_code": r"auto|[1-9]\d?",
     "read_with": r'\{("[1-9]\d?": \d{1,12}(, )?)*\}',
     "digest": r"[0-9a-f]{64}",
@@ -94,10 +95,11 @@ class FrameMeta:
     """What a frame table says of itself, read from its footer alone.
 
     genetic_code: as translate was told, a number or `auto`. read_with: the number of contigs by
-    the code that they were read with.
+    the code that they were read with. runs: whether windows without a frame have their longest run.
     """
 
     window: int
+    runs: bool
     genetic_code: str
     read_with: dict[str, int]
     digest: str
@@ -184,6 +186,7 @@ def frame_meta(path: Path) -> FrameMeta:
         )
     return FrameMeta(
         int(found["window"]),
+        found["runs"] == "yes",
         found["genetic_code"],
         json.loads(found["read_with"]),
         found["digest"],

@@ -194,6 +194,13 @@ def score(
         )
     metas = [(table, frame_meta(table)) for table in frames]
     made = made_with(source.origin, model, one_genetic_code(metas))
+    for table, meta in metas:
+        if meta.runs != (model.rule is not None):
+            raise InputError(
+                f"{table}: translated {'with' if meta.runs else 'without'} the runs of windows "
+                f"without a frame, which {model.name} {'does not read' if meta.runs else 'reads'}; "
+                f"translate with --model {model.name}, and embed again."
+            )
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
@@ -203,8 +210,8 @@ def score(
 def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
     """All that decides a frame's scores, as summary.json has it."""
     weights = dict(sorted(model.weights.items()))
-    about = {"model": model.name, "genetic_code": genetic_code, "weights": weights}
-    return {**vars(origin), **about}
+    about = {"model": model.name, "genetic_code": genetic_code, "runs": model.rule is not None}
+    return {**vars(origin), **about, "weights": weights}
 
 
 def _summary(contigs: pa.Table, counts: Counter[str]) -> dict[str, dict[str, int]]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from virnucpro_core.models.rule import PRIOR, ContigRule, Float64Array
 from virnucpro_core.parquet import text_of
@@ -175,8 +174,11 @@ def decide(
     kept = [region for region in regions if call[region.contig] == "other"]
     count = virus.astype(np.int32) + np.bincount([r.contig for r in kept], minlength=len(score))
     decided: dict[str, Any] = {
-        **{name: pa.array(x, mask=np.isnan(x)) for name, x in _float32(probability, fdr).items()},
-        **{"regions": count, "call": call, "reason": pa.array(reason, pa.string())},
+        "probability": pa.array(probability.astype(np.float32), mask=np.isnan(probability)),
+        "fdr": pa.array(fdr.astype(np.float32), mask=np.isnan(fdr)),
+        "regions": count,
+        "call": call,
+        "reason": pa.array(reason, pa.string()),
     }
     columns = [
         decided[field.name] if field.name in decided else rows[field.name] for field in CONTIGS
@@ -189,10 +191,6 @@ def decide(
         schema=CONTIGS,
     )
     return table, kept, sample
-
-
-def _float32(probability: Float64Array, fdr: Float64Array) -> dict[str, NDArray[np.float32]]:
-    return {"probability": probability.astype(np.float32), "fdr": fdr.astype(np.float32)}
 
 
 def _sample(score: Float64Array, given: float | None) -> Sample:

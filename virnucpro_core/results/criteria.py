@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 from virnucpro_core.errors import InputError
 
@@ -68,31 +68,18 @@ def _preset(preset: Preset, rule: ContigRule | None) -> tuple[float, float | Non
 
     Without a rule the score is the original's share of viral windows, which has no error rate.
     """
-    match preset:
-        case "sensitive":
-            return SENSITIVE if rule else 1 / 3, None, MIN_EVIDENCE
-        case "balanced":
-            return (
-                (rule.call_at, None, MIN_EVIDENCE)
-                if rule
-                else (MIN_VIRAL_FRACTION, None, MIN_EVIDENCE)
-            )
-        case "conservative":
-            return (rule.call_at, 0.05, 500) if rule else (0.8, None, 1000)
-    raise InputError(f"--preset {preset}: choose sensitive, balanced or conservative.")
+    if preset == "sensitive":
+        return SENSITIVE if rule else 1 / 3, None, MIN_EVIDENCE
+    if preset == "balanced":
+        return rule.call_at if rule else MIN_VIRAL_FRACTION, None, MIN_EVIDENCE
+    return (rule.call_at, 0.05, 500) if rule else (0.8, None, 1000)
 
 
-def check(
-    *,
-    preset: str | None = None,
-    min_score: float | None = None,
-    max_fdr: float | None = None,
-    min_length: int = 0,
-    min_evidence: int | None = None,
-    prevalence: str | float = "auto",
-) -> None:
+def check(**asked: Unpack[Asked]) -> None:
     """InputError for what no model could be called with: to be asked before anything is done."""
-    for name, value in (("--min-score", min_score), ("--max-fdr", max_fdr)):
+    preset = asked.get("preset")
+    thresholds = (("--min-score", asked.get("min_score")), ("--max-fdr", asked.get("max_fdr")))
+    for name, value in thresholds:
         if value is not None and not 0 < value <= 1:  # NaN among them
             raise InputError(f"{name} {value:g}: give a number above 0, at most 1.")
         if value is not None and preset is not None:
@@ -100,12 +87,13 @@ def check(
                 f"--preset {preset} and {name} {value:g}: a preset is such thresholds; give one of "
                 "the two."
             )
-    if preset not in (None, "sensitive", "balanced", "conservative"):
-        raise InputError(f"--preset {preset}: choose sensitive, balanced or conservative.")
-    for name, bases in (("--min-length", min_length), ("--min-evidence", min_evidence or 0)):
+    if preset not in (None, *get_args(Preset)):
+        raise InputError(f"--preset {preset}: choose {', '.join(get_args(Preset))}.")
+    lengths = asked.get("min_length", 0), asked.get("min_evidence") or 0
+    for name, bases in zip(("--min-length", "--min-evidence"), lengths, strict=True):
         if bases < 0:
             raise InputError(f"{name} {bases}: give a number of bases, 0 or more.")
-    share_of(prevalence)
+    share_of(asked.get("prevalence", "auto"))
 
 
 def share_of(prevalence: str | float) -> float | None:
@@ -121,44 +109,31 @@ def share_of(prevalence: str | float) -> float | None:
     return share
 
 
-def criteria_for(
-    rule: ContigRule | None,
-    model: str,
-    *,
-    preset: Preset | None = None,
-    min_score: float | None = None,
-    max_fdr: float | None = None,
-    min_length: int = 0,
-    min_evidence: int | None = None,
-    prevalence: str | float = "auto",
-) -> Criteria:
+def criteria_for(rule: ContigRule | None, model: str, **asked: Unpack[Asked]) -> Criteria:
     """The criteria that were asked for, of a model with this rule; by default those of `balanced`.
 
     Raises InputError as `check` does, and for an error rate of a model that has no calibration.
     """
-    check(
-        preset=preset,
-        min_score=min_score,
-        max_fdr=max_fdr,
-        min_length=min_length,
-        min_evidence=min_evidence,
-        prevalence=prevalence,
-    )
-    share = share_of(prevalence)
-    for name, asked in (("--max-fdr", max_fdr), ("--prevalence", share)):
-        if rule is None and asked is not None:
+    check(**asked)
+    share = share_of(asked.get("prevalence", "auto"))
+    preset, min_score, max_fdr = asked.get("preset"), asked.get("min_score"), asked.get("max_fdr")
+    for name, rate in (("--max-fdr", max_fdr), ("--prevalence", share)):
+        if rule is None and rate is not None:
             raise InputError(
-                f"{name} {asked:g}: the model {model} has no calibration, so its scores have no "
+                f"{name} {rate:g}: the model {model} has no calibration, so its scores have no "
                 "error rate; give --min-score."
             )
+    own = min_score is not None or max_fdr is not None
+    preset = None if own else preset or "balanced"
     score, fdr, evidence = _preset(preset or "balanced", rule)
-    if min_score is not None or max_fdr is not None:
-        score, fdr = min_score if min_score is not None else 0.0, max_fdr
+    if own:
+        score, fdr = min_score or 0.0, max_fdr
+    least = asked.get("min_evidence")
     return Criteria(
-        preset=preset or (None if min_score is not None or max_fdr is not None else "balanced"),
+        preset=preset,
         min_score=score,
         max_fdr=fdr,
-        min_length=min_length,
-        min_evidence=evidence if min_evidence is None else min_evidence,
+        min_length=asked.get("min_length", 0),
+        min_evidence=evidence if least is None else least,
         prevalence=share,
     )

@@ -96,8 +96,8 @@ class _Digest:
 class FrameTable:
     """A frame table that is being written."""
 
-    def __init__(self, writer: TableWriter, window: int, setting: str) -> None:
-        self._writer, self._window, self._setting = writer, window, setting
+    def __init__(self, writer: TableWriter, window: int, setting: str, runs: bool) -> None:
+        self._writer, self._window, self._setting, self._runs = writer, window, setting, runs
         self._digest = _Digest(setting)
         self.rows = 0
         self.read_with: Counter[str] = Counter()
@@ -119,6 +119,7 @@ class FrameTable:
             {
                 "virnucpro.format": FRAME_FORMAT,
                 "virnucpro.window": str(self._window),
+                "virnucpro.runs": "yes" if self._runs else "no",
                 "virnucpro.genetic_code": self._setting,
                 "virnucpro.read_with": json.dumps(self.read_with),
                 "virnucpro.digest": self._digest.hexdigest(),
@@ -127,14 +128,16 @@ class FrameTable:
 
 
 @contextmanager
-def frame_table(output: Path, window: int, setting: str = "1") -> Iterator[FrameTable]:
+def frame_table(
+    output: Path, window: int, setting: str = "1", *, runs: bool = False
+) -> Iterator[FrameTable]:
     """Write a frame table, which is whole or absent. setting: the genetic code's."""
     options = {
         "use_dictionary": ["contig", "frame"],
         "write_statistics": ["contig", "window", "start", "end"],
     }
     with written_aside(output) as aside, table_writer(aside, FRAMES, **options) as writer:
-        table = FrameTable(writer, window, setting)
+        table = FrameTable(writer, window, setting, runs)
         yield table
         table.finish()
 
@@ -170,7 +173,7 @@ def translate(
     keep_apart(output, fasta)
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
-        table = stack.enter_context(frame_table(output, window, setting))
+        table = stack.enter_context(frame_table(output, window, setting, runs=runs))
         for batch in batches(read_fasta(fasta)):
             if original:
                 original.write_chunks(batch)

@@ -151,7 +151,7 @@ def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def quick_training(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`train` in this process takes a second, on one thread: small steps thrash on shared cores."""
-    monkeypatch.setattr("virnucpro_core.lab.train.Recipe.read", lambda path=None: FAST)
+    monkeypatch.setattr("virnucpro_core.lab.recipe.Recipe.read", lambda path=None: FAST)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -27,7 +27,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.lab.embedded import Embedded, Given, Labels, held_frames, held_groups
 from virnucpro_core.lab.genbank import is_genbank, translate_genbank
-from virnucpro_core.lab.head import ORIGINAL, Recipe, balanced, calibrate, fit, odds_of
+from virnucpro_core.lab.head import ORIGINAL, HeadRecipe, balanced, calibrate, fit, odds_of
 from virnucpro_core.lab.train_head import train_head
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.store import FILES, Model, resolve_model, verify
@@ -36,7 +36,7 @@ from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.translate import translate
 
 CPU = [torch.device("cpu")]
-QUICK = Recipe(hidden=16, batch=32, epochs=8)
+QUICK = HeadRecipe(hidden=16, batch=32, epochs=8)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,7 +100,7 @@ def everything(shards: dict[str, Path]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain_loop(
-    x: torch.Tensor, y: torch.Tensor, training: Any, epochs: int, seed: int, recipe: Recipe
+    x: torch.Tensor, y: torch.Tensor, training: Any, epochs: int, seed: int, recipe: HeadRecipe
 ) -> nn.Module:
     """What the original's train.py does, over rows in the order that ours takes them."""
     torch.manual_seed(seed)
@@ -130,9 +130,9 @@ def plain_loop(
     return net.eval()
 
 
-@pytest.mark.parametrize("recipe", [ORIGINAL, Recipe(calibrated=False, kept="last", batch=32)])
+@pytest.mark.parametrize("recipe", [ORIGINAL, HeadRecipe(calibrated=False, kept="last", batch=32)])
 def test_fit_equals_a_plain_pytorch_loop_to_the_bit(
-    recipe: Recipe, data: Embedded, labels: Labels, shards: dict[str, Path]
+    recipe: HeadRecipe, data: Embedded, labels: Labels, shards: dict[str, Path]
 ) -> None:
     recipe = replace(recipe, epochs=12, patience=99)
     parts = held_frames(labels, 3) if recipe.held_out == "frames" else held_groups(labels)

@@ -26,8 +26,9 @@ from virnucpro_core.lab.heldout import (
     frames_of,
     roc_auc,
 )
-from virnucpro_core.lab.train import MINI as RECIPE
-from virnucpro_core.lab.train import Recipe, train
+from virnucpro_core.lab.recipe import MINI as RECIPE
+from virnucpro_core.lab.recipe import Recipe
+from virnucpro_core.lab.train import train
 from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.sequences.fasta import Contig
@@ -224,6 +225,7 @@ def test_recipe_with_a_changed_entry_is_read_and_an_odd_one_refused(tmp_path: Pa
         ("steps = 12000", "", "lacks the entry 'steps'"),
         ("steps = 12000", "steps = 0", "steps = 0 is no value"),
         ("noise = 0.05", "noise = -1", "noise = -1 is no value"),
+        ("noise = 0.05", "noise = inf", "noise = inf is no value"),
         ("hidden = 256", "hidden = 256\nwidth = 3", "unknown entry 'width'"),
         ("[3, 192, 6]", "[3, 192]", "is no value"),
         ("hidden", "= hidden", "is no recipe"),

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from virnucpro_core.lab.export import write_modules
-from virnucpro_core.lab.train import Recipe
+from virnucpro_core.lab.recipe import Recipe
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2

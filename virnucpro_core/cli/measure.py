@@ -161,17 +161,18 @@ def train(
     """Train a small model from labelled FASTA, as `mini` was, or a classifier on --encoders."""
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.lab import head, train
+    from virnucpro_core.lab import recipe as recipes
     from virnucpro_core.lab.train_head import train_head
     from virnucpro_core.models.store import models_folder, resolve_model
 
     place = str(parse_devices(device)[0])
     lender = None if encoders is None else resolve_model(encoders, models_dir)
     if lender is None:
-        how = train.Recipe.read(recipe or train.MINI)
+        how = recipes.Recipe.read(recipe or recipes.MINI)
         if precision is not None:
             raise InputError("--precision is that of encoders; name them with --encoders.")
     else:
-        head_recipe = head.Recipe.read(recipe)
+        head_recipe = head.HeadRecipe.read(recipe)
         if window not in (None, lender.window):
             raise InputError(f"--window {window}: {encoders} takes {lender.window}; leave it out.")
         root = models_folder(models_dir)

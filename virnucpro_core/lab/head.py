@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -25,10 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import blame_machine
 from virnucpro_core.lab.embedded import Embedded
 from virnucpro_core.lab.heldout import roc_auc
 from virnucpro_core.lab.metrics import FIGURES, Items
+from virnucpro_core.lab.recipe import is_amount, read_entries
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.results.calls import BoolArray
 from virnucpro_core.sequences.windows import Int64Array
@@ -39,7 +37,7 @@ Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class HeadRecipe:
     """All that, with data and seed, determines a classifier."""
 
     hidden: int = 512
@@ -59,18 +57,14 @@ class Recipe:
     calibrated: bool = True
 
     @classmethod
-    def read(cls, path: Path | None) -> Recipe:
+    def read(cls, path: Path | None) -> HeadRecipe:
         """From a TOML file of some of these entries; None is the default, `original` ORIGINAL.
 
         InputError for what cannot be read, an unknown entry, or a value that is of no use.
         """
         if path is None or (str(path) == "original" and not path.exists()):
             return cls() if path is None else ORIGINAL
-        try:
-            about = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            blame_machine(error, path)
-            raise InputError(f"{path}: is no recipe that can be read ({error}).") from None
+        about = read_entries(path)
         kinds = get_type_hints(cls)
         for name, value in about.items():
             if name not in kinds:
@@ -78,10 +72,9 @@ class Recipe:
                     f"{path}: has an unknown entry {name!r}; known: {', '.join(kinds)}."
                 )
             choices = get_args(kinds[name])
-            is_number = type(value) in (int, float) and math.isfinite(value) and value >= 0
             fits = {
                 int: type(value) is int and value > 0,
-                float: is_number,
+                float: is_amount(value),
                 bool: type(value) is bool,
             }.get(kinds[name], value in choices)
             if not fits:
@@ -92,7 +85,7 @@ class Recipe:
         return cls(**about)
 
 
-ORIGINAL = Recipe(
+ORIGINAL = HeadRecipe(
     optimizer="sgd", learning_rate=2e-4, batch=32, held_out="frames", weighed=False,
     watched="loss", kept="last", calibrated=False,
 )  # fmt: skip
@@ -128,7 +121,7 @@ def loss_of(viral: BoolArray, odds: Float64Array) -> float:
 
 
 def fit(
-    data: Embedded, parts: dict[str, Int64Array], recipe: Recipe, seed: int, device: str
+    data: Embedded, parts: dict[str, Int64Array], recipe: HeadRecipe, seed: int, device: str
 ) -> tuple[MLPClassifier, list[dict[str, float]]]:
     """Train on the `training` rows, stop by the `validation` rows; also what each epoch gave."""
     torch.manual_seed(seed)
@@ -221,7 +214,7 @@ def figures(viral: BoolArray, odds: Float64Array) -> dict[str, float]:
 
 
 def fit_head(
-    data: Embedded, parts: dict[str, Int64Array], recipe: Recipe, seed: int, device: str
+    data: Embedded, parts: dict[str, Int64Array], recipe: HeadRecipe, seed: int, device: str
 ) -> tuple[MLPClassifier, dict[str, Any]]:
     """A classifier, calibrated where the recipe says so, on the CPU, and its record."""
     classifier, course = fit(data, parts, recipe, seed, device)

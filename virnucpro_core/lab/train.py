@@ -10,9 +10,8 @@ import logging
 import math
 import os
 import time
-import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +22,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from virnucpro_core.errors import InputError, need_room
-from virnucpro_core.files import blame_machine, blamed
-from virnucpro_core.lab.augment import Augmentation, Batch, Batches, Masked, train_tokenizer
+from virnucpro_core.errors import need_room
+from virnucpro_core.files import blamed
+from virnucpro_core.lab.augment import Batch, Batches, Masked, train_tokenizer
 from virnucpro_core.lab.corpus import PARTS, Corpus, letters
 from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.export import write_modules
@@ -37,6 +36,7 @@ from virnucpro_core.lab.heldout import (
     frame_embeddings,
     usable_frames,
 )
+from virnucpro_core.lab.recipe import Recipe
 from virnucpro_core.models.attention import Layout, to_device
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import DNABERTS
@@ -51,67 +51,6 @@ logger = logging.getLogger("virnucpro.train")
 
 NUCLEOTIDE_WEIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the nucleotides' vector beside the protein's; the validation part chooses."""
-
-
-MINI = Path(__file__).parent / "mini.toml"
-"""The recipe that made `mini`, which explains each of its entries."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Sizes and schedule, see `mini.toml`: with data and seed, all that determines a model."""
-
-    nucleotide: tuple[int, int, int]
-    protein: tuple[int, int, int]
-    hidden: int
-    vocabulary: int
-    steps: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    dropout: float
-    kinds_loss: float
-    masked_loss: float
-    label_smoothing: float
-    average: float
-    false_positives: float
-    contigs: int
-    look: int
-    augmentation: Augmentation
-
-    @classmethod
-    def read(cls, path: Path = MINI) -> Recipe:
-        """From a TOML file; InputError when it lacks an entry, or has one too many or of no use."""
-        try:
-            about = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            blame_machine(error, path)
-            raise InputError(f"{path}: is no recipe that can be read ({error}).") from None
-        how = about.get("augmentation")
-        about["augmentation"] = _filled(Augmentation, how if isinstance(how, dict) else {}, path)
-        recipe: Recipe = _filled(cls, about, path)
-        return recipe
-
-
-def _filled(kind: Any, entries: dict[str, Any], path: Path) -> Any:
-    """A dataclass of a recipe's entries: counts above 0, other numbers not below."""
-    expected = {field.name: field.type for field in fields(kind)}
-    if odd := sorted(entries.keys() ^ expected.keys()):
-        what = "has an unknown entry" if odd[0] in entries else "lacks the entry"
-        raise InputError(f"{path}: {what} {odd[0]!r}; copy {MINI} and change its values.")
-    for name, value in entries.items():
-        counts = value if isinstance(value, list) else [value]
-        fits = {
-            "int": type(value) is int and value > 0,
-            "float": type(value) in (int, float) and value >= 0,
-            "Augmentation": True,
-        }.get(
-            str(expected[name]),
-            len(counts) == 3 and all(type(count) is int and count > 0 for count in counts),
-        )
-        if not fits:
-            raise InputError(f"{path}: {name} = {value} is no value for it; see {MINI}.")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
 
 
 class Trainee(nn.Module):

@@ -30,7 +30,7 @@ from virnucpro_core.lab.embedded import (
     shard_of,
 )
 from virnucpro_core.lab.genbank import is_genbank, translate_genbank
-from virnucpro_core.lab.head import Recipe, fit_head
+from virnucpro_core.lab.head import HeadRecipe, fit_head
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.layout import Stored
 from virnucpro_core.models.store import NAME, SHIPPED, Model
@@ -100,7 +100,7 @@ def train_head(
     *,
     more_virus: Sequence[Path] = (),
     more_other: Sequence[Path] = (),
-    recipe: Recipe | None = None,
+    recipe: HeadRecipe | None = None,
     seed: int = 0,
     devices: str = "auto",
     precision: str | None = None,
@@ -116,7 +116,7 @@ def train_head(
     embedded.
     """
     check_place(out, encoders)
-    recipe = recipe or Recipe()
+    recipe = recipe or HeadRecipe()
     given = [
         *(Given(path, True, True) for path in virus),
         *(Given(path, False, True) for path in other),

@@ -186,7 +186,8 @@ def translate(
                     if original:
                         original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
     count = table.read_with.total()
-    logger.info("%d contigs, %d stop-free frames of windows of %d", count, table.rows, window)
+    what = "stop-free frames and runs" if runs else "stop-free frames"
+    logger.info("%d contigs, %d %s of windows of %d", count, table.rows, what, window)
     if setting == AUTO:
         counts = (f"{count} with code {own}" for own, count in table.read_with.items())
         logger.info("contigs read: %s", ", ".join(counts))

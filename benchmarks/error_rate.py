@@ -2,8 +2,9 @@
 
     python benchmarks/error_rate.py virus.fa.xz other.fa.xz -o docs/benchmarks/error-rate
 
-Headers are `>{group}#{n} {kind}`. Pieces are cut out of the groups that `virnucpro train` holds out
-for validation; samples with a share of viruses are drawn out of those of 500 bases or more.
+Headers are `>{group}#{n} {kind}`. Contigs are cut out of the groups that `virnucpro train` holds
+out for the test, some of each length, and more of all lengths from 500 to 10,000 bases, out of
+whose scores samples with a share of viruses are drawn.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from virnucpro_core import predict
-from virnucpro_core.lab.corpus import part_of
+from virnucpro_core.lab.corpus import Corpus
 from virnucpro_core.lab.curves import plot
+from virnucpro_core.lab.heldout import Labelled
 from virnucpro_core.models.rule import PRIOR, Float64Array
 from virnucpro_core.models.store import resolve_model
 from virnucpro_core.results.calls import BoolArray
 from virnucpro_core.results.prevalence import corrected, estimated_share, false_discovery
-from virnucpro_core.sequences.fasta import read_fasta
 
 RANDOM = (3, 10, 30, 50, 100, 150, 200, 300, 500, 1000, 3000)
 REAL = (100, 150, 200, 300, 500, 1000, 3000)
@@ -32,23 +33,34 @@ SHARES = (0.01, 0.05, 0.2, 0.5)
 STATED = (0.05, 0.1, 0.2)
 
 
-def pieces(virus: Path, other: Path, count: int, seed: int) -> Iterator[tuple[str, int, bytes]]:
-    """Class (`random`, `virus`, `other`), length and bases."""
+class Piece(NamedTuple):
+    """A sequence; `length` is 0 in those of many lengths, kind is `random`, `virus` or `other`."""
+
+    kind: str
+    length: int
+    bases: str
+
+
+def pieces(corpus: Corpus, part: str, count: int, drawn: int, seed: int) -> Iterator[Piece]:
+    """Random letters and pieces of a part, so many of each class and length, and `drawn` more."""
     rng = np.random.default_rng(seed)
     for length in RANDOM:
         for _ in range(count):
-            yield "random", length, bytes(rng.choice(list(b"ACGT"), length).astype(np.uint8))
-    for name, path in (("other", other), ("virus", virus)):
-        pool = [
-            contig.sequence
-            for contig in read_fasta([path])
-            if part_of(contig.id) == "validation" and len(contig.sequence) >= max(REAL)
-        ]
-        weight = np.sqrt([len(bases) for bases in pool])
-        for length in REAL:
-            for at in rng.choice(len(pool), count, p=weight / weight.sum()).tolist():
-                begin = int(rng.integers(len(pool[at]) - length + 1))
-                yield name, length, pool[at][begin : begin + length]
+            yield Piece("random", length, "".join(rng.choice(list("ACGT"), length)))
+    for length in REAL:
+        left = {"virus": count, "other": count}
+        sample = Labelled.drawn(corpus, part, 4 * count, seed, (length + 1, length + 1))
+        for kind, bases in labelled(sample):
+            if len(bases) >= length and left[kind]:
+                left[kind] -= 1
+                yield Piece(kind, length, bases[:length])
+    for kind, bases in labelled(Labelled.drawn(corpus, part, drawn, seed)):
+        yield Piece(kind, 0, bases)
+
+
+def labelled(sample: Labelled) -> Iterator[tuple[str, str]]:
+    for contig, viral in zip(sample.contigs, sample.truth.tolist(), strict=True):
+        yield "virus" if viral else "other", contig.sequence.decode()
 
 
 def stated_and_true(
@@ -82,38 +94,49 @@ def main() -> None:
     parser.add_argument("virus", type=Path)
     parser.add_argument("other", type=Path)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--models-dir", type=Path)
+    parser.add_argument("--part", default="test")
+    parser.add_argument("--count", type=int, default=200, help="of a class and a length")
+    parser.add_argument("--drawn", type=int, default=4000, help="of all lengths")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    rule = resolve_model(given.model).rule
+    rule = resolve_model(given.model, given.models_dir).rule
     assert rule is not None, "a model without a rule has no error rate"
-    made = list(pieces(given.virus, given.other, given.count, given.seed))
     with TemporaryDirectory() as folder:
+        corpus = Corpus.write(Path(folder) / "corpus", [given.virus], [given.other])
+        made = list(pieces(corpus, given.part, given.count, given.drawn, given.seed))
         fasta = Path(folder) / "pieces.fa"
-        fasta.write_bytes(b"".join(b">%d\n%s\n" % (n, s) for n, (_, _, s) in enumerate(made)))
-        table = predict(fasta, given.model, min_evidence=0)
+        fasta.write_text("".join(f">{n}\n{piece.bases}\n" for n, piece in enumerate(made)))
+        table = predict(fasta, given.model, models_dir=given.models_dir, min_evidence=0)
     score = np.nan_to_num(table["score"].to_numpy().astype(np.float64))
-    kind = np.array([name for name, _, _ in made])
-    length = np.array([size for _, size, _ in made])
+    kind = np.array([piece.kind for piece in made])
+    length = np.array([piece.length for piece in made])
     virus = score >= rule.call_at
     called = {
         name: {
             str(size): round(float(virus[(kind == name) & (length == size)].mean()), 4)
-            for size in sorted(set(length[kind == name].tolist()))
+            for size in sorted(set(length[kind == name].tolist()) - {0})
         }
         for name in ("random", "other", "virus")
     }
-    real = (kind != "random") & (length >= 500)
-    drawn = (score[real], kind[real] == "virus")
-    rates = list(stated_and_true(*drawn, 1000, 40, np.random.default_rng(given.seed)))
+    real = length == 0
+    scores = (score[real], kind[real] == "virus")
+    rates = list(stated_and_true(*scores, 1000, 100, np.random.default_rng(given.seed)))
     for name, shares in called.items():
         print(f"{name:<8}", *(f"{size}: {share:.3f}" for size, share in shares.items()))
     for rate in rates:
         print(*rate.values())
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
-        record = {"model": given.model, "count": given.count, "called": called, "rates": rates}
+        record = {
+            "model": given.model,
+            "part": given.part,
+            "count": given.count,
+            "drawn": given.drawn,
+            "called": called,
+            "rates": rates,
+        }
         (given.output / "error_rate.json").write_text(json.dumps(record, indent=2) + "\n")
         lines = {
             f"{rate['viruses']:.0%} viruses, share {rate['share']}": np.column_stack(

@@ -25,6 +25,9 @@ MAX_SHARED = 0.02
 LENGTHS = (500, 10_000)
 """Bases of the contigs that a model is measured on, their logarithm uniform."""
 
+SHORT = (100, 500)
+"""Of those on which its rule for contigs is fitted beside them."""
+
 _K, _SKETCH = 31, 16  # every 16th k-mer, by its hash, stands for all
 _SHORTEST = 60  # bases of a stretch
 _OF_LETTER = np.zeros(256, np.uint8)
@@ -224,15 +227,16 @@ class Corpus:
         windows: Codes = np.take_along_axis(flat, shifted, 1)
         return windows
 
-    def contigs(self, part: str, number: int, seed: int = 0) -> Iterator[Contig]:
+    def contigs(
+        self, part: str, number: int, seed: int = 0, lengths: tuple[int, int] = LENGTHS
+    ) -> Iterator[Contig]:
         """Contigs to measure a model on, half of them viral: drawn by `chances`, their length
-        log-uniform in LENGTHS but at most their stretch's; their description is their kind.
+        log-uniform in `lengths` but at most their stretch's; their description is their kind.
         """
         rng = np.random.default_rng([seed, list(PARTS).index(part)])
         drawn = rng.choice(len(self.length), number, p=self.chances(part))
-        wanted = np.exp(rng.uniform(math.log(LENGTHS[0]), math.log(LENGTHS[1]), number)).astype(
-            np.int64
-        )
+        least, most = map(math.log, lengths)
+        wanted = np.exp(rng.uniform(least, most, number)).astype(np.int64)
         for n, (stretch, size) in enumerate(zip(drawn, wanted, strict=True)):
             whole = int(self.length[stretch])
             begin = int(rng.integers(0, max(1, whole - size + 1)))

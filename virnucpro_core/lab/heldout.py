@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.lab.corpus import Corpus
+from virnucpro_core.lab.corpus import LENGTHS, Corpus
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.rule import FEATURES, ContigRule, Float64Array
@@ -40,9 +40,16 @@ class Labelled:
         return cls(viral + others, ids)
 
     @classmethod
-    def drawn(cls, corpus: Corpus, part: str, number: int, seed: int = 0) -> Labelled:
+    def drawn(
+        cls,
+        corpus: Corpus,
+        part: str,
+        number: int,
+        seed: int = 0,
+        lengths: tuple[int, int] = LENGTHS,
+    ) -> Labelled:
         """`Corpus.contigs` of a part."""
-        contigs = list(corpus.contigs(part, number, seed))
+        contigs = list(corpus.contigs(part, number, seed, lengths))
         kinds = {name for name, viral in zip(corpus.kinds, corpus.viral, strict=True) if viral}
         return cls(contigs, frozenset(c.id for c in contigs if c.description in kinds))
 
@@ -240,11 +247,21 @@ def conservative(sample: Labelled, calls: WindowCalls, false: float) -> float:
     return -float(np.quantile(calls.odds[others], 1 - false))
 
 
-def fit_rule(sample: Labelled, calls: WindowCalls, false: float) -> ContigRule:
-    """The rule that fits contigs best, by likelihood, and calls so large a share of the others."""
-    x, y = calls.features(), sample.truth.astype(np.float64)
-    read = np.bincount(calls.contig[calls.called], minlength=len(y)) > 0
-    x, y = x[read], y[read]
+def fit_rule(
+    sample: Labelled,
+    calls: WindowCalls,
+    false: float,
+    *more: tuple[Labelled, WindowCalls],
+) -> ContigRule:
+    """The rule that fits contigs best, by likelihood, those of `more` too.
+
+    So large a share of the sample's others is called.
+    """
+    known = []
+    for contigs, theirs in ((sample, calls), *more):
+        read = np.bincount(theirs.contig[theirs.called], minlength=len(contigs.contigs)) > 0
+        known.append((theirs.features()[read], contigs.truth[read].astype(np.float64)))
+    x, y = (np.concatenate(parts) for parts in zip(*known, strict=True))
     weights = np.zeros(len(FEATURES))
     # a little shrinkage, so that there is a best one where all are told apart
     shrink = np.diag([1e-3 * len(y)] * (len(weights) - 1) + [1e-9])
@@ -253,5 +270,6 @@ def fit_rule(sample: Labelled, calls: WindowCalls, false: float) -> ContigRule:
         slope = x.T @ (p - y) + shrink @ weights
         weights -= np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + shrink, slope)
     rule = ContigRule(tuple(weights.tolist()), 0.5)
-    call_at = float(np.quantile(rule.probability(x)[y == 0], 1 - false))
+    own, truth = known[0]
+    call_at = float(np.quantile(rule.probability(own)[truth == 0], 1 - false))
     return replace(rule, call_at=min(max(call_at, 1e-6), 1 - 1e-6))

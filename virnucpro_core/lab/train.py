@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from virnucpro_core.errors import need_room
 from virnucpro_core.files import blamed
 from virnucpro_core.lab.augment import Batch, Batches, Masked, train_tokenizer
-from virnucpro_core.lab.corpus import PARTS, Corpus, letters
+from virnucpro_core.lab.corpus import PARTS, SHORT, Corpus, letters
 from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.export import write_modules
 from virnucpro_core.lab.heldout import (
@@ -34,6 +34,7 @@ from virnucpro_core.lab.heldout import (
     conservative,
     fit_rule,
     frame_embeddings,
+    frames_of,
     usable_frames,
 )
 from virnucpro_core.lab.recipe import Recipe
@@ -194,11 +195,12 @@ def store(model: Trainee, bpe: Tokenizer, out: Path, window: int, **about: Any) 
     )
 
 
-def settle(known: Look, model: Trainee, false: float) -> tuple[float, ContigRule]:
+def settle(known: Look, short: Look, model: Trainee, false: float) -> tuple[float, ContigRule]:
     """Weigh the nucleotides' vector as is best here, and make windows be called rarely: in place.
 
     Composition is learned by heart sooner than proteins are, so less than full weight can tell
-    more of groups never seen. Returns the weight, and the rule for contigs that fits.
+    more of groups never seen. Returns the weight, and the rule for contigs that fits; short ones,
+    which have one window, only help to fit it.
     """
     embeddings = frame_embeddings(model.nucleotide, model.protein, known.frames)
     dim, classifier = model.nucleotide.dim, model.classifier
@@ -213,7 +215,10 @@ def settle(known: Look, model: Trainee, false: float) -> tuple[float, ContigRule
     with torch.no_grad():
         classifier.hidden_layer.weight[:, :dim] *= weight
         classifier.output_layer.bias[1] += shift
-    return weight, fit_rule(known.sample, known.calls(classifier, embeddings), false)
+    calls = known.calls(classifier, embeddings)
+    embeddings = frame_embeddings(model.nucleotide, model.protein, short.frames)
+    more = (short.sample, short.calls(classifier, embeddings))
+    return weight, fit_rule(known.sample, calls, false, more)
 
 
 def train(
@@ -255,6 +260,8 @@ def train(
         }
         frames = usable_frames(held["validation"], window, "the validation part")
         known = Look(held["validation"], window, frames)
+        cut = Labelled.drawn(corpus, "validation", recipe.contigs, seed, SHORT)
+        short = Look(cut, window, frames_of(cut, window, runs=True))
         usable_frames(held["test"], window, "the test part")
         torch.manual_seed(seed)
         bpe, tokenize = learned_tokenizer(corpus, window, recipe.vocabulary, seed)
@@ -282,7 +289,7 @@ def train(
                 )  # fmt: skip
 
     course.model.load_state_dict(course.state)
-    weight, rule = settle(known, course.model, recipe.false_positives)
+    weight, rule = settle(known, short, course.model, recipe.false_positives)
     about = {"contig_rule": rule.record()}
     with TemporaryDirectory() as folder:  # measured as it is stored, in fp16
         model = store(course.model, bpe, Path(folder), window, **about)

@@ -35,9 +35,7 @@ def test_card_of_mini_has_its_figures_rule_recipe_and_hashes() -> None:
         assert (
             f"| {name.replace('_', ' ')} | {found[0]['called'][name]:.4g} | {share:.4g} |" in said
         )
-    errors = (
-        f"{part['calibration']['all'][of]:.4g}" for part in found for of in ("brier", "error")
-    )
+    errors = (f"{v:.4g}" for part in found for v in part["calibration"]["all"].values())
     assert f"| all | {' | '.join(errors)} |" in said
     assert f"| call at | {about['contig_rule']['call_at']:.4g} |" in said
     assert f"| recipe: steps | {about['training']['recipe']['steps']} |" in said

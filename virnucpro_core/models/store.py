@@ -223,14 +223,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def verify(model: Model, part: str = "") -> None:
-    """Compare each weight file with its recorded sha256; ModelError names one that differs.
-
-    part: of an encoder alone, by its folder's name.
-    """
+def verify(model: Model) -> None:
+    """Compare each weight file with its recorded sha256; ModelError names one that differs."""
     for file in model.weights:
-        if file.startswith(part):
-            _verify(model, file)
+        _verify(model, file)
 
 
 def _owner(model: Model, file: str) -> str:

@@ -27,7 +27,6 @@ from virnucpro_core.models.store import (
     read_model,
     root_folder,
     sha256,
-    verify,
 )
 from virnucpro_core.published.checkpoints import read_weight_map
 from virnucpro_core.published.formats import WEIGHT_FILES, load_classifier
@@ -44,12 +43,13 @@ ORIGINAL = "https://github.com/Li-Jing-1997/VirNucPro"
 def _at_hand(others: Sequence[Path], part: str, source: str) -> Path | None:
     """The folder of an encoder of that source in the first of some models that has it whole."""
     for path in others:
-        with suppress(ModelError):  # an odd or damaged model lends nothing
+        with suppress(ModelError, FileNotFoundError, PermissionError):  # then it lends nothing
             of = read_object(path).get("source")
             if isinstance(of, dict) and of.get(part) == source:
                 model = read_model(path.parent)
-                verify(model, part)
-                return model.path(part)
+                files = {model.path(f): sha for f, sha in model.weights.items() if part in f}
+                if all(sha256(file) == sha for file, sha in files.items()):
+                    return model.path(part)
     return None
 
 

@@ -1,12 +1,13 @@
 """A model beside geNomad's network, Jaeger and DeepMicroClass, on contigs that `train` held out.
 
     python benchmarks/tools.py --virus virus.fa.xz --other other.fa.xz -o tools \
-        --genomad bin/genomad --jaeger bin/jaeger --deepmicroclass bin/DeepMicroClass
+        --genomad bin/genomad --jaeger bin/jaeger --deepmicroclass bin/DeepMicroClass --hexamers
 
 Each tool is installed in a venv of its own, `pip install genomad`, `"jaeger-bio[cpu]"`,
 `deepmicroclass requests`; their weights come with them, and geNomad's network needs no database.
-What is not given is left out. Writes virus.fa, other.fa, each tool's table, and what
-`virnucpro evaluate` makes of them.
+What is not given is left out, but a tool's table of the same contigs that lies in the output
+already is taken as it is: for another model, give --model alone. Writes virus.fa, other.fa, each
+tool's table, and what `virnucpro evaluate` makes of them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hexamers
 import numpy as np
 
 from virnucpro_core.lab.corpus import Corpus, letters
+from virnucpro_core.sequences.fasta import read_fasta
 
 SIZES = (300, 500, 1000, 3000)
 
@@ -91,9 +94,9 @@ def deepmicroclass(
 
 DEEPMICROCLASS = ("Eukaryote", "EukaryoteVirus", "Plasmid", "Prokaryote", "ProkaryoteVirus")
 TOOLS: dict[str, Callable[[str, Path, Path, int], Iterator[tuple[str, float]]]] = {
-    "genomad": genomad,
-    "jaeger": jaeger,
-    "deepmicroclass": deepmicroclass,
+    "geNomad": genomad,
+    "Jaeger": jaeger,
+    "DeepMicroClass": deepmicroclass,
 }
 
 
@@ -101,10 +104,9 @@ def run(*command: object) -> None:
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
 
 
-def score(tool: str, program: str, out: Path) -> Path:
+def score(tool: str, program: str, out: Path, table: Path) -> None:
     """A tool's table of the contigs, sizes apart, under names that no tool changes."""
     known = dict(enumerate(contigs(out)))
-    table = out / f"{tool}.tsv"
     with table.open("w") as handle, TemporaryDirectory() as folder:
         handle.write("contig\tscore\n")
         for size in SIZES:
@@ -115,7 +117,17 @@ def score(tool: str, program: str, out: Path) -> Path:
             for name, value in TOOLS[tool](program, fasta, Path(folder) / f"out{size}", size):
                 handle.write(f"{own[name][0]}\t{value:.6g}\n")
             print(f"{tool}, {size} bases: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    return table
+
+
+def score_hexamers(virus: list[Path], other: list[Path], out: Path, table: Path) -> None:
+    """The perceptron's table, trained on what `train` would be."""
+    with TemporaryDirectory() as folder:
+        corpus = Corpus.write(Path(folder) / "corpus", virus, other)
+        perceptron = hexamers.trained(corpus)
+    contigs = list(read_fasta([out / "virus.fa", out / "other.fa"]))
+    scores = hexamers.score(perceptron, contigs)
+    lines = [f"{name}\t{value:.6g}\n" for name, value in scores.items()]
+    table.write_text("".join(["contig\tscore\n", *lines]))
 
 
 def main() -> None:
@@ -126,14 +138,22 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--number", type=int, default=500, help="contigs of each size")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hexamers", action="store_true", help="train hexamers.py's perceptron")
     for tool in TOOLS:
-        parser.add_argument(f"--{tool}", help="the installed program")
+        parser.add_argument(f"--{tool.lower()}", help="the installed program")
     asked = parser.parse_args()
     out: Path = asked.output
     out.mkdir(parents=True, exist_ok=True)
     cut(asked.virus, asked.other, out, asked.number, asked.seed)
-    given = {tool: getattr(asked, tool) for tool in TOOLS if getattr(asked, tool)}
-    tables = [f"--table={tool}={score(tool, program, out)}" for tool, program in given.items()]
+    tables = []
+    for tool in (*TOOLS, "hexamers"):
+        table, given = out / f"{tool.lower()}.tsv", getattr(asked, tool.lower())
+        if given and tool in TOOLS:
+            score(tool, given, out, table)
+        elif given:
+            score_hexamers(asked.virus, asked.other, out, table)
+        if table.exists():
+            tables.append(f"--table={tool}={table}")
     files = ("--virus", out / "virus.fa", "--other", out / "other.fa", "--output", out)
     words = ["evaluate", *files, "--model", asked.model, *tables]
     run(sys.executable, "-m", "virnucpro_core.cli", *words)

@@ -78,7 +78,7 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
         (["prodict"], 2, "No such command 'prodict'"),
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
         (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision, --preset\)\. S"),
-        (["predict", "a.fa", "-o", "out"], 2, "Missing option '--model'"),
+        (["predict", "a.fa"], 2, "Missing option '--output'"),
         (["predict", "a.fa", "-o", "out", "--model", "maxi"], 2, "'maxi' is not known; choose one"),
         (["predict", "a.fa", "-o", "out", "--model", "virnucpro-500"], 3, "models fetch"),
         (["predict", "a.fa", "-o", "o", "--model", "mini", "--devices", "tpu"], 2, "'tpu' is not"),

@@ -153,6 +153,42 @@ def test_fetch_again_replaces_what_was_fetched_before(
     assert model.weights == resolve_model("mini").weights
 
 
+@pytest.mark.parametrize("case", ["whole", "damaged", "another commit", "odd"])
+def test_fetch_of_a_second_model_takes_what_the_first_one_has_whole(
+    hub: Hub, fetch: Fetch, tmp_path: Path, case: str
+) -> None:
+    assert fetch("--classifier", hub.root / "500_model.pth").returncode == 0
+    shutil.rmtree(tmp_path / "cache")
+    hub.downloads.clear()
+    first = tmp_path / "models" / "virnucpro-500"
+    about = first / "model.json"
+    asked: list[str] = []
+    match case:
+        case "damaged":
+            (first / "esm2" / "model.safetensors").write_bytes(b"damaged")
+            asked = ["config.json", "model.safetensors"]
+        case "another commit":
+            about.write_text(about.read_text().replace(f"{ESM2}@{COMMIT}", f"{ESM2}@beef"))
+            asked = ["config.json", "model.safetensors"]
+        case "odd":
+            about.write_text("[]")
+            asked = [*["config.json", "model.safetensors"] * 2, "tokenizer.json"]
+    run = fetch("--classifier", hub.root / "500_model.pth", name="virnucpro-300")
+    assert run.returncode == 0, run.stderr
+    assert sorted(sent(hub)) == sorted(asked)
+    models = ["--models-dir", tmp_path / "models"]
+    run = virnucpro("models", "verify", "virnucpro-300", *models)
+    assert run.returncode == 0, run.stderr
+    second = resolve_model("virnucpro-300", tmp_path / "models")
+    assert (second.window, second.lender) == (300, None)
+    assert second.weights == resolve_model("mini").weights
+    source = json.loads((second.folder / "model.json").read_text())["source"]
+    assert source == {"dnabert_s": f"{DNABERT_S}@{COMMIT}", "esm2": f"{ESM2}@{COMMIT}"}
+    shared = (second.protein / "model.safetensors").samefile(first / "esm2/model.safetensors")
+    assert shared == (case == "whole"), "one file on disk"
+    assert not list(second.folder.rglob(".*.link"))
+
+
 def test_fetch_with_a_dropped_connection_goes_on_where_it_broke(hub: Hub, fetch: Fetch) -> None:
     shutil.rmtree(hub.root / ESM2)
     save_esm2(hub.root / ESM2, layers=4, dim=352, heads=4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -16,7 +18,9 @@ import pytest
 import typer
 from test_cli import OUT
 
+import virnucpro_core as vnp
 from virnucpro_core import __version__, cli
+from virnucpro_core.models import DEFAULT, store
 from virnucpro_core.parquet import frame_meta
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -74,6 +78,35 @@ def test_version_is_printed_and_verbose_says_more(run: Run) -> None:
     assert logging.getLogger("virnucpro").level == logging.INFO
     run("--verbose", "models", "list")
     assert logging.getLogger("virnucpro").level == logging.DEBUG
+
+
+def test_one_model_is_the_default_of_commands_python_and_pipeline(edge: Path, run: Run) -> None:
+    found = {
+        name: option.get_default(typer.Context(command))
+        for name, command in _commands(typer.main.get_command(cli.app))
+        for option in command.params
+        if "--model" in option.opts
+    }
+    assert found.pop("split") is found.pop("translate") is None, "these can do without"
+    assert {"predict", "embed", "classify", "estimate", "evaluate"} < found.keys()
+    assert set(found.values()) == {DEFAULT}
+    assert inspect.signature(vnp.predict).parameters["model"].default == DEFAULT
+    root = Path(__file__).parents[1]
+    schema = json.loads((root / "nextflow_schema.json").read_text())
+    assert schema["$defs"]["classification"]["properties"]["model"]["default"] == DEFAULT
+    config = (root / "nextflow.config").read_text()
+    assert re.findall(r"^ +model += '(.*)'$", config, re.MULTILINE) == [DEFAULT]
+    code, said, _ = run("estimate", edge)
+    assert (code, f"tokens with {DEFAULT}" in said) == (0, True)
+
+
+def test_default_model_that_the_package_lacks_is_told_in_a_sentence(
+    edge: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SHIPPED", tmp_path)
+    code, _, err = run("predict", edge, "-o", tmp_path / "out")
+    assert code == 3
+    assert f"{tmp_path / DEFAULT}: holds no model, though {DEFAULT} comes with the package" in err
 
 
 @pytest.mark.parametrize(

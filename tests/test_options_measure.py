@@ -55,7 +55,8 @@ def test_benchmark_options(ask: Callable[..., str], tmp_path: Path) -> None:
 
 
 @sees("train", "--virus", "--other", "--more-virus", "--more-other", "--output")
-@sees("train", "--window", "--seed", "--force")
+@sees("train", "--window", "--seed", "--force", "--notes")
+@sees("models card", "--models-dir")
 @pytest.mark.usefixtures("quick_training")
 def test_train_options(
     ask: Callable[..., str], run: Run, fastas: dict[str, Path], three: Path, tmp_path: Path
@@ -82,7 +83,13 @@ def test_train_options(
     code, _, err = run(*words, "--window", 300, "--output", tmp_path / "models/own")
     assert code == 2
     assert "holds a model already" in err
-    again = trained(299, 6, "--force")
+    (tmp_path / "n.md").write_text("Of three contigs.\n")
+    again = trained(299, 6, "--force", "--notes", tmp_path / "n.md")
+    card = ask("models", "card", "own", "--models-dir", tmp_path / "models")
+    assert "# own\n\nOf three contigs.\n" in card
+    assert "| seed | 6 |" in card
+    code, _, err = run(*words, "--output", tmp_path / "none", "--notes", tmp_path / "none.md")
+    assert (code, "does not exist" in err) == (2, True)
     assert again["window"] == 299
     assert again["weights"] != own["weights"]
 

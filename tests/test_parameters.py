@@ -45,7 +45,7 @@ def effect_of(*parameters: str) -> Callable[[Test], Test]:
         (["--models_dir", "gone"], "--models_dir gone: no such folder"),
         (["--models_dir", ".", "--model", "other"], "--model other: is not in .; bring it in with"),
         (["--model", "virnucpro-500"], "--model virnucpro-500: name the folder of models that has"),
-        (["--model", "a b"], "--model a b: this does not fit. Model: virnucpro-500, virnucpro-300"),
+        (["--model", "a b"], "--model a b: this does not fit. Model: the small mini that com"),
         (["--publish_dir_mode", "move"], "--publish_dir_mode move: give one of copy,"),
         (["--checkpoint_dir", "s3://b/c"], "s3://b/c: this does not fit. Where embed tasks keep"),
         (["-params-file", "typo.yml"], "Unknown parameter --outdr: did you mean --outdir?"),
@@ -73,6 +73,7 @@ def test_parameters_of_an_institutions_configuration_are_a_warning(tmp_path: Pat
     assert run.returncode == 0, run.stdout
     assert "Nextflow's Java writes US-ASCII, which cuts its report" in run.stdout
     assert "mean nothing here: config_profile_contact, max_memory." in run.stdout
+    assert "The model is mini, the small one that comes along" in run.stdout, "as none is named"
 
 
 def test_schema_and_configuration_agree_on_parameters_and_defaults() -> None:

@@ -12,6 +12,7 @@ import pytest
 from test_nextflow import NEXTFLOW, ROOT, nextflow
 
 import virnucpro_core as vnp
+from virnucpro_core.models import DEFAULT
 
 pytestmark = pytest.mark.skipif(NEXTFLOW is None, reason="no Nextflow: run make setup")
 
@@ -91,7 +92,7 @@ def test_each_profile_keeps_what_it_sets_beside_the_others(
         "process.shell": "['bash', '-C', '-e', '-u', '-o', 'pipefail']",
         "trace.overwrite": "true",
         "params.outdir": "'results'",
-        "params.model": "'mini'" if "test" in names else "'virnucpro-500'",
+        "params.model": "'virnucpro-500'" if "test_full" in names else f"'{DEFAULT}'",
         "process.executor": {
             "slurm": "'slurm'",
             "awsbatch": "'awsbatch'",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import resource
 import shutil
 import struct
@@ -28,7 +30,9 @@ from virnucpro_core.models.store import FILES, MODEL_FORMAT, Model, resolve_mode
 from virnucpro_core.published.imports import import_model
 
 
-def bring_in(model: Model, root: Path, name: str = "mine", **parts: Path) -> Model:
+def bring_in(
+    model: Model, root: Path, name: str = "mine", *, shared: Any = False, **parts: Path
+) -> Model:
     return import_model(
         name,
         dnabert_s=parts.get("dnabert_s", model.nucleotide),
@@ -36,6 +40,7 @@ def bring_in(model: Model, root: Path, name: str = "mine", **parts: Path) -> Mod
         classifier=parts.get("classifier", model.classifier),
         models_dir=root,
         window=60,
+        shared=shared,
     )
 
 
@@ -127,7 +132,28 @@ def test_import_again_of_what_was_imported_writes_the_same_bytes(
 ) -> None:
     first = bring_in(tiny, tmp_path, "first")
     assert first.weights == tiny.weights
-    assert bring_in(first, tmp_path, "first").weights == tiny.weights, "in place"
+    for shared in (False, True):
+        again = bring_in(first, tmp_path, "first", shared=shared)
+        assert again.weights == tiny.weights, "in place"
+    verify(again)
+    assert not list(tmp_path.rglob(".*.link"))
+
+
+def test_shared_import_links_our_own_files_and_copies_where_it_cannot(
+    tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = bring_in(tiny, tmp_path, "first")
+    file = "esm2/model.safetensors"
+    second = bring_in(first, tmp_path, "second", shared=True)
+    assert second.path(file).samefile(first.path(file))
+
+    def refused(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(self))
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    third = bring_in(first, tmp_path, "third", shared=True)
+    assert not third.path(file).samefile(first.path(file))
+    assert third.weights == first.weights
 
 
 def test_written_weights_lie_where_their_width_divides(tiny: Model, tmp_path: Path) -> None:

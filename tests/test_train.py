@@ -14,6 +14,7 @@ from tiny import MINI, SMALL, coding
 
 import virnucpro_core as vnp
 from virnucpro_core.lab.augment import Batches, read_frames
+from virnucpro_core.lab.card import NOTES
 from virnucpro_core.lab.corpus import PARTS, Corpus, group_of, letters, part_of, sketch
 from virnucpro_core.lab.evaluate import evaluate
 from virnucpro_core.lab.heldout import (
@@ -288,7 +289,8 @@ def test_mini_is_small_and_what_its_record_says() -> None:
     verify(mini)
     files = [path for path in mini.folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 10_000_000
-    assert {str(path.relative_to(mini.folder)) for path in files} == {*mini.weights, "model.json"}
+    known = {*mini.weights, "model.json", NOTES}
+    assert {str(path.relative_to(mini.folder)) for path in files} == known
     record = json.loads((mini.folder / "model.json").read_text())["training"]
     assert record["recipe"] == json.loads(json.dumps(asdict(MINI)))
     assert vnp.load_classifier(mini.classifier).input_dim == mini.dim

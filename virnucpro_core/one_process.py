@@ -21,6 +21,7 @@ from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.estimate import amount_in, estimate, sizes_of
 from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
+from virnucpro_core.models import DEFAULT
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model, resolve_model
@@ -43,7 +44,7 @@ _ENDING = re.compile(r"(\.(fa|fasta|fna|fas))?(\.(gz|bz2|xz|zst))?$")
 
 def predict(
     fasta: str | Path | Sequence[str | Path],
-    model: str = "mini",
+    model: str = DEFAULT,
     *,
     output: str | Path | None = None,
     models_dir: str | Path | None = None,

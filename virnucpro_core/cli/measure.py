@@ -157,11 +157,20 @@ def train(
     ] = None,
     models_dir: ModelsDir = None,
     precision: PrecisionOption = None,
+    notes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Markdown for the model's card: what it is for, its data and their licences.",
+        ),
+    ] = None,
 ) -> None:
     """Train a small model from labelled FASTA, as `mini` was, or a classifier on --encoders."""
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.lab import head, train
     from virnucpro_core.lab import recipe as recipes
+    from virnucpro_core.lab.card import NOTES
     from virnucpro_core.lab.train_head import train_head
     from virnucpro_core.models.store import models_folder, resolve_model
 
@@ -187,6 +196,7 @@ def train(
         "more_other": more_other or [],
         "seed": seed,
     }
+    said = None if notes is None else notes.read_bytes()
     busy = f"{output}: another process works there; wait for it, or name another folder."
     with made(output), locked(output / ".lock", busy):
         if lender is None:
@@ -195,6 +205,8 @@ def train(
         else:
             options |= {"recipe": head_recipe, "devices": device, "precision": precision}
             record = train_head(virus, other, output, lender, **options)
+        if said is not None:
+            (output / NOTES).write_bytes(said)
     typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from virnucpro_core.inputs import check_local
+from virnucpro_core.models import DEFAULT
 from virnucpro_core.results.criteria import Preset
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
@@ -28,7 +29,15 @@ Fasta = Annotated[
 ]
 OneFasta = Annotated[Path, typer.Argument(help="FASTA of contigs.", callback=_files)]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
-ModelName = Annotated[str, typer.Option("--model", help="mini, virnucpro-300 or virnucpro-500.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        default_factory=lambda: DEFAULT,
+        show_default=DEFAULT,
+        help="mini, virnucpro-300 or virnucpro-500.",
+    ),
+]
 ModelsDir = Annotated[
     Path | None,
     typer.Option(help="Folder of models; else $VIRNUCPRO_MODELS. mini needs none."),

@@ -46,12 +46,13 @@ class Stored:
     """A part of a model as files have it: its weights under our names, and what they don't tell.
 
     path: the file or folder that a refusal names. Tensors are mapped, so they cost nothing until
-    they are read.
+    they are read. file: to be linked to where it is, byte by byte, what would be written.
     """
 
     path: Path
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
+    file: Path | None = None
 
     def matrix(self, name: str) -> tuple[int, int]:
         """Rows and columns of a weight; ModelError when it is missing, empty or no matrix."""

@@ -21,6 +21,7 @@ from typing import Any
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blamed
+from virnucpro_core.models import DEFAULT
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.reading import read_object, unreadable
 
@@ -195,6 +196,11 @@ def resolve_model(name: str, models_dir: Path | None = None) -> Model:
             if size <= ALWAYS_VERIFIED:
                 _verify(model, file)
         return model
+    if name == DEFAULT:
+        raise ModelError(
+            f"{SHIPPED / name}: holds no model, though {name} comes with the package; install the "
+            "package again, or name another with --model."
+        )
     where = models_folder(models_dir)
     if name in PUBLISHED_WINDOWS:
         raise ModelError(

@@ -47,8 +47,28 @@ def _kinds(module: nn.Module, stored: Stored) -> dict[str, torch.dtype]:
     return dict(sorted(kinds.items(), key=lambda item: -item[1].itemsize))
 
 
+def _linked(path: Path, source: Path, head: bytes) -> bool:
+    """Whether `source` is such a file already and `path` is a link to it now: no bytes twice."""
+    aside = path.with_name(f".{path.name}.link")
+    try:
+        with source.open("rb") as handle:
+            if handle.read(len(head)) != head:
+                return False
+        aside.unlink(missing_ok=True)
+        aside.hardlink_to(source.resolve())
+        aside.replace(path)
+    except OSError:  # on another disk, or on one without links
+        return False
+    finally:
+        aside.unlink(missing_ok=True)  # where `path` is that file itself, it stays
+    return True
+
+
 def _write_weights(path: Path, stored: Stored, kinds: Mapping[str, torch.dtype]) -> None:
-    """Write safetensors of the kinds told, with one tensor in memory at a time."""
+    """Write safetensors of the kinds told, with one tensor in memory at a time.
+
+    Its `file` that has the very same ones is linked to, where the disk allows that.
+    """
     head: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, kind in kinds.items():
@@ -57,8 +77,11 @@ def _write_weights(path: Path, stored: Stored, kinds: Mapping[str, torch.dtype])
         head[name] = {"dtype": KINDS[kind], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)
+    start = struct.pack("<Q", len(text)) + text
+    if stored.file is not None and _linked(path, stored.file, start):
+        return
     with written_aside(path) as aside, aside.open("wb") as handle:
-        handle.write(struct.pack("<Q", len(text)) + text)
+        handle.write(start)
         for name, kind in kinds.items():
             flat = stored.state[name].detach().to("cpu", kind).reshape(-1)
             handle.write(flat.view(torch.uint8).numpy().data)

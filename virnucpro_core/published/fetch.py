@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
@@ -19,10 +21,17 @@ from huggingface_hub.errors import (
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blame_machine, blamed
-from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, root_folder, sha256
+from virnucpro_core.models.store import (
+    PUBLISHED_WINDOWS,
+    Model,
+    read_model,
+    root_folder,
+    sha256,
+)
 from virnucpro_core.published.checkpoints import read_weight_map
 from virnucpro_core.published.formats import WEIGHT_FILES, load_classifier
 from virnucpro_core.published.imports import import_model
+from virnucpro_core.reading import read_object
 
 logger = logging.getLogger("virnucpro.models")
 
@@ -31,10 +40,32 @@ ESM2 = "facebook/esm2_t36_3B_UR50D"
 ORIGINAL = "https://github.com/Li-Jing-1997/VirNucPro"
 
 
-def _link_encoder(folder: Path, repo: str, revision: str, files: list[str]) -> str:
-    """Fill a folder with links to the named files and the weights; return their commit."""
+def _at_hand(others: Sequence[Path], part: str, source: str) -> Path | None:
+    """The folder of an encoder of that source in the first of some models that has it whole."""
+    for path in others:
+        with suppress(ModelError, FileNotFoundError, PermissionError):  # then it lends nothing
+            of = read_object(path).get("source")
+            if isinstance(of, dict) and of.get(part) == source:
+                model = read_model(path.parent)
+                files = {model.path(f): sha for f, sha in model.weights.items() if part in f}
+                if all(sha256(file) == sha for file, sha in files.items()):
+                    return model.path(part)
+    return None
+
+
+def _link_encoder(
+    folder: Path, repo: str, revision: str, files: list[str], others: Sequence[Path]
+) -> str:
+    """Make a folder of links to the named files and the weights; return their commit.
+
+    others: model.json of models; where one has them already, the folder is a link to that encoder.
+    """
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=30)
     published = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    if lender := _at_hand(others, folder.name, f"{repo}@{info.sha}"):
+        logger.info("%s, commit %s, is in %s already", repo, info.sha, lender)
+        folder.symlink_to(lender.resolve())
+        return str(info.sha)
     logger.info("fetching %s, commit %s", repo, info.sha)
     folder.mkdir()
 
@@ -94,9 +125,9 @@ def fetch_model(
 
     classifier: the original's `.pth`, a path or an http(s) URL. The encoders come from the Hugging
     Face hub ($HF_ENDPOINT) by way of its cache ($HF_HOME), where what is whole stays for the next
-    run; a revision is a branch, a tag or a commit. Raises InputError for an unknown name or when
-    the classifier or the models folder is not given, ModelError when a part cannot be fetched or
-    does not load.
+    run, unless another model here has that encoder, of the same commit. A revision is a branch, a
+    tag or a commit. Raises InputError for an unknown name or when the classifier or the models
+    folder is not given, ModelError when a part cannot be fetched or does not load.
     """
     if name not in PUBLISHED_WINDOWS:
         raise InputError(
@@ -112,6 +143,7 @@ def fetch_model(
         "dnabert_s": (DNABERT_S, dnabert_s_revision, ["config.json", "tokenizer.json"]),
         "esm2": (ESM2, esm2_revision, ["config.json"]),
     }
+    others = [path for path in sorted(root.glob("*/model.json")) if path.parent.name != name]
     with TemporaryDirectory() as temporary:
         staged = Path(temporary)
         head = _local_classifier(classifier, staged)
@@ -119,7 +151,7 @@ def fetch_model(
         source = {}
         for part, (repo, revision, files) in encoders.items():
             try:
-                commit = _link_encoder(staged / part, repo, revision, files)
+                commit = _link_encoder(staged / part, repo, revision, files, others)
             except (httpx2.HTTPError, OSError, RuntimeError, ValueError, LookupError) as error:
                 if not isinstance(error, httpx2.HTTPError):  # those are the network's
                     blame_machine(error, Path(getattr(error, "filename", None) or HF_HOME))
@@ -136,4 +168,5 @@ def fetch_model(
             classifier=head,
             models_dir=root,
             source=source,
+            shared=True,
         )

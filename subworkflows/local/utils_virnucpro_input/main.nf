@@ -143,6 +143,9 @@ def checkModel(params, workflow) {
     if (params.model != 'mini' && !folder.resolve("${params.model}/model.json").exists()) {
         error("--model ${params.model}: is not in ${params.models_dir ?: environment}; bring it in with `virnucpro models fetch` or `import`.")
     }
+    if (params.model == 'mini') {
+        log.info("The model is mini, the small one that comes along: docs/mini.md says what to expect of it. The published ones are named by --model.")
+    }
     def about = folder?.resolve("${params.model}/model.json")
     about = about?.exists() ? about : file("${workflow.projectDir}/virnucpro_core/${params.model}/model.json")
     checkCalls(params, about.exists() && about.text.contains('"contig_rule"'))

@@ -23,7 +23,7 @@ from virnucpro_core.sequences.fasta import Contig, read_fasta
 
 DEMO = Path(__file__).parents[1] / "assets" / "demo"
 LENGTHS = (10, 50, 100, 200, 500, 3000)
-EACH = 100
+EACH = 1000
 BEGIN, END = "<!-- benchmarks/mini.py -->\n", "<!-- end -->"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,6 @@ from virnucpro_core.results.regions import (
     CLIP,
     LEAST_SCORE,
     LEAST_WINDOWS,
-    SHIFT,
     Segment,
     maximal_segments,
     viral_segments,
@@ -62,7 +63,7 @@ def test_few_windows_are_no_region_however_high_they_score(windows: int) -> None
 
 
 def test_windows_that_hardly_speak_are_no_region() -> None:
-    assert viral_segments(np.full(1000, SHIFT)) == []
-    few = int(LEAST_SCORE / CLIP)
+    assert viral_segments(np.zeros(1000)) == []
+    few = math.ceil(LEAST_SCORE / CLIP) - 1
     assert viral_segments(np.full(few, 9.0)) == []
     assert len(viral_segments(np.full(few + 1, 9.0))) == 1

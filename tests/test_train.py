@@ -93,6 +93,29 @@ def test_the_threshold_lets_the_share_asked_for_of_others_be_called() -> None:
         assert 1 - found["specificity"] == pytest.approx(false, abs=0.011)
 
 
+def test_a_rule_fitted_on_short_contigs_too_ranks_them_by_their_one_window() -> None:
+    rng = np.random.default_rng(0)
+
+    def part(windows: int, sign: float) -> tuple[Labelled, WindowCalls]:
+        contigs = [Contig(str(n), "", b"ACG" * 100 * windows) for n in range(200)]
+        sample = Labelled(contigs, frozenset(map(str, range(100))))
+        calls = WindowCalls.of(np.full(200, 300 * windows), 300)
+        odds = rng.normal(sign * (2.0 * sample.truth[calls.contig] - 1))
+        virus = 1 / (1 + np.exp(-odds))
+        every = np.zeros(len(odds), np.bool_)
+        scores = np.stack([1 - virus, virus], 1).astype("f4")
+        calls.add(calls.contig, calls.number, scores, every)
+        return sample, calls
+
+    long, short = part(4, 1.0), part(1, -1.0)
+    alone, both = fit_rule(*long, 0.05), fit_rule(*long, 0.05, short)
+    truth = short[0].truth
+    assert roc_auc(truth, alone.probability(short[1].features())) < 0.3
+    assert roc_auc(truth, both.probability(short[1].features())) > 0.7
+    called = both.probability(long[1].features())[~long[0].truth] >= both.call_at
+    assert called.mean() == pytest.approx(0.05, abs=0.011)
+
+
 def test_frames_read_for_training_are_the_pipelines_own() -> None:
     rng = np.random.default_rng(0)
     for width in (9, 30, 61, 200):
@@ -219,12 +242,12 @@ def test_training_refuses_a_kind_of_both_classes(tmp_path: Path) -> None:
 
 def test_recipe_with_a_changed_entry_is_read_and_an_odd_one_refused(tmp_path: Path) -> None:
     path, text = tmp_path / "own.toml", RECIPE.read_text()
-    path.write_text(text.replace("steps = 12000", "steps = 7").replace("noise = 0.05", "noise = 0"))
+    path.write_text(text.replace("steps = 14000", "steps = 7").replace("noise = 0.05", "noise = 0"))
     own = Recipe.read(path)
     assert own == replace(MINI, steps=7, augmentation=replace(MINI.augmentation, noise=0))
     for old, new, said in (
-        ("steps = 12000", "", "lacks the entry 'steps'"),
-        ("steps = 12000", "steps = 0", "steps = 0 is no value"),
+        ("steps = 14000", "", "lacks the entry 'steps'"),
+        ("steps = 14000", "steps = 0", "steps = 0 is no value"),
         ("noise = 0.05", "noise = -1", "noise = -1 is no value"),
         ("noise = 0.05", "noise = inf", "noise = inf is no value"),
         ("hidden = 256", "hidden = 256\nwidth = 3", "unknown entry 'width'"),
@@ -254,7 +277,7 @@ def test_cli_train_on_an_unknown_device_exits_2(fastas: dict[str, Path], tmp_pat
 
 def test_cli_train_with_an_odd_recipe_exits_2(fastas: dict[str, Path], tmp_path: Path) -> None:
     files = ["--virus", fastas["virus"], "--other", fastas["other"], "-o", tmp_path / "model"]
-    (tmp_path / "own.toml").write_text(RECIPE.read_text().replace("steps = 12000", ""))
+    (tmp_path / "own.toml").write_text(RECIPE.read_text().replace("steps = 14000", ""))
     run = virnucpro("train", *files, "--recipe", tmp_path / "own.toml")
     assert_refused(run, 2, "lacks the entry 'steps'")
 

@@ -13,13 +13,11 @@ import numpy as np
 
 from virnucpro_core.results.prevalence import Float64Array
 
-LEAST_SCORE = 10.0
+LEAST_SCORE = 12.0
 """Of a region, in log-odds; chosen, as the rest, by planted proviruses: docs/calls.md."""
 LEAST_WINDOWS = 4
-SHIFT = 0.3
-"""What a window's log-odds have to exceed to speak for a region: most of a contig is other."""
-CLIP = 1.5
-"""The most that one window says, for or against."""
+CLIP = 2.0
+"""The most log-odds that one window says, for or against."""
 
 
 class Segment(NamedTuple):
@@ -57,7 +55,7 @@ def maximal_segments(scores: Iterable[float]) -> list[Segment]:
 
 def viral_segments(odds: Float64Array) -> list[Segment]:
     """Viral stretches of a contig, by its windows' log-odds (N), NaN for those without a score."""
-    scores = np.clip(np.nan_to_num(odds - SHIFT, nan=0.0), -CLIP, CLIP)
+    scores = np.clip(np.nan_to_num(odds, nan=0.0), -CLIP, CLIP)
     return [
         segment
         for segment in maximal_segments(scores.tolist())

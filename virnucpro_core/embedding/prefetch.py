@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from virnucpro_core.errors import need_room
@@ -23,24 +24,16 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 
-    def put(item: T | None, error: BaseException | None) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
     def work() -> None:
         try:
             for item in items:
-                if not put(item, None):
+                ready.put((item, None))
+                if closed.is_set():
                     return
         except BaseException as error:
-            put(None, error)
+            ready.put((None, error))
         else:
-            put(None, StopIteration())
+            ready.put((None, StopIteration()))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     need_room()
@@ -61,7 +54,9 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
             yield item  # type: ignore[misc]
     finally:
         closed.set()
-        thread.join()
+        while thread.is_alive():  # it may be waiting for room
+            with suppress(queue.Empty):
+                ready.get(timeout=0.1)
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:

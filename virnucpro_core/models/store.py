@@ -101,14 +101,6 @@ def models_folder(models_dir: Path | None) -> Path | None:
     return Path(folder) if folder else None
 
 
-def root_folder(models_dir: Path | None) -> Path:
-    """The models folder to write to; InputError when none is set."""
-    folder = models_folder(models_dir)
-    if folder is None:
-        raise InputError("no models folder is set; name one with --models-dir.")
-    return folder
-
-
 def _folders(models_dir: Path | None) -> dict[str, Path]:
     found = {}
     for root in (SHIPPED, models_folder(models_dir)):

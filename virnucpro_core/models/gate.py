@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model
-
-logger = logging.getLogger("virnucpro.models")
 
 STORED = "validation.json"
 NEEDED = ("fp8",)

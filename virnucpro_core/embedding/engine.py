@@ -36,6 +36,7 @@ from virnucpro_core.errors import (
     InputError,
     StoppedError,
     VirNucProError,
+    first_line,
 )
 from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
 from virnucpro_core.models.attention import numerics
@@ -79,7 +80,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     except torch.OutOfMemoryError as error:
         raise GpuMemoryError(
             f"{device}: out of memory while loading {job.model.name}; is another program on it? "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from None
     with stages("load"):
         lengths = protein_tokens(job.frames)

@@ -15,13 +15,15 @@ from virnucpro_core.errors import need_room
 T = TypeVar("T")
 R = TypeVar("R")
 
+AHEAD = 4
 
-def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
-    """Iterate over `items` on another thread, at most `depth` ahead; its errors are raised here.
+
+def prefetch(items: Iterable[T]) -> Generator[T]:
+    """Iterate over `items` on another thread, at most AHEAD of this; its errors are raised here.
 
     Closing the generator early ends the thread.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(AHEAD)
     closed = threading.Event()
 
     def work() -> None:

@@ -155,10 +155,10 @@ def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
     """Write the checksums, uint32 (N), of a file's rows, and what each process worked with."""
     said = json.dumps(_peaks(used)).encode().ljust(USED_BYTES)
     assert len(said) == USED_BYTES
-    parts = {"used": said, **({"checksum": sums.astype("<u4").tobytes()} if len(sums) else {})}
     with path.open("rb+", buffering=0) as raw:
-        for name, part in parts.items():
-            write_at(raw.fileno(), part, place_of(path, name))
+        write_at(raw.fileno(), said, place_of(path, "used"))
+        if len(sums):
+            write_at(raw.fileno(), sums.astype("<u4").data, place_of(path, "checksum"))
         os.fsync(raw.fileno())
 
 
@@ -273,9 +273,9 @@ class EmbeddingFile:
     def digests(self) -> tuple[str, ...]:
         return tuple(source.digest for source in self.sources)
 
-    def parts(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings of all sources in row order, at most `rows` at a time."""
+    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Ids and embeddings of all sources in row order, CHUNK_ROWS at a time."""
         for source in self.sources:
             with open_h5(source.path) as file:
-                for at in range(0, source.rows, rows):
-                    yield source.read(file, at, rows)
+                for at in range(0, source.rows, CHUNK_ROWS):
+                    yield source.read(file, at, CHUNK_ROWS)

@@ -17,6 +17,7 @@ from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
+from virnucpro_core.errors import first_line
 from virnucpro_core.host import cpu_quota, free_disk, in_bytes, memory
 from virnucpro_core.version import __version__
 
@@ -64,8 +65,7 @@ def examine(models_dir: Path | None, output: Path) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:  # whatever a broken machine may raise
-            said = (str(error).splitlines() or [""])[0]
-            text = f"could not be looked at: {type(error).__name__}: {said:.200}"
+            text = f"could not be looked at: {type(error).__name__}: {first_line(error)}"
             yield Finding(NOTE, what, text)
 
 

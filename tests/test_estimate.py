@@ -183,9 +183,7 @@ def test_load_of_the_machine_is_told_where_it_counts(
 
 
 def test_probe_embeds_at_a_rate(tiny: Model) -> None:
-    from virnucpro_core.embedding.probe import cpu_tokens_a_second
-
-    assert 1e3 < cpu_tokens_a_second(tiny, "fp32") < 1e9
+    assert 1e3 < estimated.cpu_tokens_a_second(tiny, "fp32") < 1e9
 
 
 def test_sizes_are_read_off_the_weights() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,7 @@ import numpy as np
 import torch
 
 from virnucpro_core.embedding.devices import default_precision
-from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS
-from virnucpro_core.embedding.probe import cpu_tokens_a_second
+from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS, FrameEncoder
 from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.host import free_disk, in_bytes, memory
 from virnucpro_core.models.layout import read_encoder
@@ -28,6 +28,7 @@ from virnucpro_core.sequences.pace import (
     in_words,
     tokens_a_second,
 )
+from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS
 from virnucpro_core.sequences.windows import window_counts
 
 START_UP = {"cpu": 3.0, "gpu": 12.0}
@@ -48,6 +49,8 @@ PROBED = 3e7
 WORTH_IT = 100 * CPU_TOKENS
 """Tokens a core from which on that is a small part of the run."""
 
+RESIDUES = 160
+"""Of a made-up frame, about as many as a window of 500 gives."""
 
 BUSY = 1.5
 """How many times as long a run of less than an hour takes beside a load that is told."""
@@ -192,6 +195,25 @@ def estimate(
     )
     peak = amount.bases + table + shard + results
     return Estimate(amount, sizes, here, peak, results, output)
+
+
+def cpu_tokens_a_second(model: Model, precision: str) -> float:
+    """ESM-2 tokens a second that both encoders would embed on all cores, if nothing else ran.
+
+    One batch is timed on one core, by its CPU time, which the load of the machine does not change.
+    """
+    encoder = FrameEncoder(model, torch.device("cpu"), precision)
+    rng = np.random.default_rng(0)
+    frames = CPU_TOKENS // (RESIDUES + ESM_SPECIAL_TOKENS)
+    nucleotides, proteins = (
+        ["".join(rng.choice(list(letters), length)) for _ in range(frames)]
+        for letters, length in (("ACGT", 3 * RESIDUES + 1), ("LAGVSERTIDPKQNFYMHWC", RESIDUES))
+    )
+    encoder.embed_frames(nucleotides[:1], proteins[:1])  # what the first batch alone costs
+    start = time.process_time()
+    encoder.embed_frames(nucleotides, proteins)
+    seconds = time.process_time() - start
+    return torch.get_num_threads() * frames * (RESIDUES + ESM_SPECIAL_TOKENS) / seconds
 
 
 def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import time
 
+logger = logging.getLogger("virnucpro.embed")
+
 SECONDS = 10.0
 
 
 class Progress:
     """Says every few seconds how much is done, how fast, and how long the rest takes."""
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
-        self._logger = logging.getLogger(f"virnucpro.{stage}")
-        self._total, self._unit = total, unit
-        self._count = 0
+    def __init__(self, total: int) -> None:
+        self._total, self._count = total, 0
         self._start = self._said = time.monotonic()
 
     def advance(self, count: int) -> None:
@@ -25,11 +25,5 @@ class Progress:
             self._said = now
             rate = self._count / (now - self._start)
             left = (self._total - self._count) / rate
-            self._logger.info(
-                "%d of %d %s, %.0f a second, %.0f s left",
-                self._count,
-                self._total,
-                self._unit,
-                rate,
-                left,
-            )
+            said = "%d of %d frames, %.0f a second, %.0f s left"
+            logger.info(said, self._count, self._total, rate, left)

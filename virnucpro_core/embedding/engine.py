@@ -118,7 +118,7 @@ def run_schedule(
     encoder: FrameEncoder, schedule: Schedule, job: Job, rank: int, stages: Stages, stop: Event
 ) -> None:
     """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
-    progress = Progress("embed", schedule.frames, "frames")
+    progress = Progress(schedule.frames)
     with (
         row_writer(job.folder / SHARD, job.folder / f"rank{rank}.journal", stages) as writer,
         closing(prefetch(schedule.batches(job.frames, encoder.tokenize, stages))) as work,

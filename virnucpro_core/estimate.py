@@ -185,14 +185,8 @@ def estimate(
         here = on_gpu(amount, sizes, name, known, chosen, len(places), seen[0].total_memory)
     table = 1.5 * amount.tokens  # nucleotides and proteins, compressed
     shard = amount.frames * (4 * sizes.dim + 60)
-    results = (
-        5e5
-        + table
-        + amount.bases / 3
-        + 60 * amount.frames
-        + 90 * amount.windows
-        + 60 * amount.contigs
-    )
+    lines = 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
+    results = 5e5 + table + amount.bases / 3 + lines
     peak = amount.bases + table + shard + results
     return Estimate(amount, sizes, here, peak, results, output)
 

@@ -86,14 +86,8 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
         lengths = protein_tokens(job.frames)
     budget = job.token_budget or encoder.token_budget()
     schedule = Schedule(lengths, job.done, budget, rank, world)
-    logger.info(
-        "%s: %d of %d batches kept, %d frames to do in batches of %d tokens",
-        device,
-        schedule.kept,
-        schedule.planned,
-        schedule.frames,
-        budget,
-    )
+    said = "%s: %d of %d batches kept, %d frames to do in batches of %d tokens"
+    logger.info(said, device, schedule.kept, schedule.planned, schedule.frames, budget)
     if device == "cpu" and rank == 0:
         seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
         if seconds >= LONG:

@@ -50,15 +50,8 @@ class Origin:
     numerics: str
 
     def write(self, file: h5py.File) -> None:
-        file.attrs.update(
-            {
-                **vars(self),
-                "format": SHARD_FORMAT,
-                "weights": json.dumps(self.weights, sort_keys=True),
-                "version": __version__,
-                "complete": True,
-            }
-        )
+        said = {**vars(self), "weights": json.dumps(self.weights, sort_keys=True)}
+        file.attrs.update(said, format=SHARD_FORMAT, version=__version__, complete=True)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -78,10 +78,8 @@ class Layout:
         if self.tokens == self.sequences * self.max_seqlen:
             return None
         column = torch.arange(self.max_seqlen, device=self.lengths.device)
-        hidden = column >= self.lengths[:, None]
-        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[
-            :, None, None
-        ]
+        hidden = (column >= self.lengths[:, None])[:, None, None]
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -30,9 +30,8 @@ class Tokens(NamedTuple):
         """The first half of the sequences, and the others."""
         half = len(self.lengths) // 2
         at = int(self.lengths[:half].sum())
-        return Tokens(self.ids[:at], self.lengths[:half]), Tokens(
-            self.ids[at:], self.lengths[half:]
-        )
+        first, others = (self.ids[:at], self.lengths[:half]), (self.ids[at:], self.lengths[half:])
+        return Tokens(*first), Tokens(*others)
 
 
 ESM_ALPHABET = (

@@ -235,7 +235,7 @@ def embed(
     output: Path,
     model: Model,
     *,
-    devices: str | list[torch.device] = "auto",
+    devices: str = "auto",
     gpus: int | None = None,
     precision: str | None = None,
     force: bool = False,
@@ -244,12 +244,12 @@ def embed(
 ) -> None:
     """Embed every frame of a table, float32 (N, D) in table order, into an HDF5 shard.
 
-    One process a device; devices and gpus are as `devices.leased` takes them, or a list that is
-    this run's already. precision defaults to fp32 on CPU and fp16 on CUDA; fp8 needs a passed
-    validation of the model unless `force` is set. Rows are written in place, in a folder in
-    `checkpoint_dir` (default: beside the output) named for all that decides their values, so a run
-    that was killed goes on where it stood, and stale rows are not used. While another process is
-    at work on the very same frames there, they are written beside the output.
+    One process a device; devices and gpus are as `devices.leased` takes them. precision defaults to
+    fp32 on CPU and fp16 on CUDA; fp8 needs a passed validation of the model unless `force` is set.
+    Rows are written in place, in a folder in `checkpoint_dir` (default: beside the output) named
+    for all that decides their values, so a run that was killed goes on where it stood, and stale
+    rows are not used. While another process is at work on the very same frames there, they are
+    written beside the output.
 
     Raises InputError for a bad frame table, a table of another window, or an output that holds
     other embeddings (unless `force` is set), ModelError for a model that does not load,
@@ -257,7 +257,7 @@ def embed(
     """
     refuse_respawn()
     keep_apart(output, [frames])
-    places = parse_devices(devices) if isinstance(devices, str) else devices
+    places = parse_devices(devices)
     precision = str(precision or default_precision(places[0]))
     require(model, precision, places, force=force)
     meta = frame_meta(frames)
@@ -274,9 +274,7 @@ def embed(
             return
         done = begin(folder, frames, meta, origin, model.dim)
         if not done.all():
-            with ExitStack() as stack:
-                if isinstance(devices, str):
-                    places = stack.enter_context(leased(devices, gpus))
+            with leased(devices, gpus) as places:
                 job = Job(frames, model, precision, token_budget, folder, done)
                 run_ranks(embed_rank, job, [str(place) for place in places], output)
         finish(folder, output, meta.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Timer
 
@@ -12,7 +13,7 @@ import pytest
 from sample import Sample
 
 from virnucpro_core.embedding.engine import SHARD, Job, begin, embed_rank, origin_of
-from virnucpro_core.embedding.journal import Finished, row_writer
+from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
 from virnucpro_core.embedding.timing import Stages
@@ -30,7 +31,7 @@ def rows(sample: Sample) -> int:
 
 
 def write(folder: Path, rank: int, *rows: int, add: float = 0.0) -> None:
-    with row_writer(folder / "s.h5", folder / f"rank{rank}.journal", Stages()) as writer:
+    with closing(RowWriter(folder / "s.h5", folder / f"rank{rank}.journal", Stages())) as writer:
         for row in rows:
             writer.add(np.array([row]), np.array([[row + add, -row]], np.float32))
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.journal import Finished, row_writer
+from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
@@ -112,9 +112,9 @@ def run_schedule(
     encoder: FrameEncoder, schedule: Schedule, job: Job, rank: int, stages: Stages, stop: Event
 ) -> None:
     """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
-    progress = Progress(schedule.frames)
+    progress, journal = Progress(schedule.frames), job.folder / f"rank{rank}.journal"
     with (
-        row_writer(job.folder / SHARD, job.folder / f"rank{rank}.journal", stages) as writer,
+        closing(RowWriter(job.folder / SHARD, journal, stages)) as writer,
         closing(prefetch(schedule.batches(job.frames, encoder.tokenize, stages))) as work,
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):

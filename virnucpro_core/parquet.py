@@ -42,6 +42,7 @@ _SUMS = "virnucpro.crc32"
 def text_of(column: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
     """Where each text of a string column ends (N + 1, from 0 on or later), and all their bytes."""
     ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+    # a column that has no text at all may have no buffer for it
     return ends[: len(column) + 1], memoryview(column.buffers()[2] or b"")
 
 

@@ -42,7 +42,7 @@ def prefetch(items: Iterable[T]) -> Generator[T]:
     thread.start()
     try:
         while True:
-            alive = thread.is_alive()
+            alive = thread.is_alive()  # asked first: its last word may come right before its end
             try:
                 item, error = ready.get(timeout=1)
             except queue.Empty:

@@ -179,7 +179,7 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
         if path in before:
             raise InputError(f"{path}: is named twice; name every file once.")
         before.add(path)
-        own = set[str]() if taken else taken
+        own = set[str]() if taken else taken  # of a single file, ids are held once
         again = 0
         with opened(path) as handle:
             for line, contig in _records(path, handle):

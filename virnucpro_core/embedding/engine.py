@@ -137,8 +137,8 @@ def origin_of(model: Model, precision: str) -> Origin:
 
 def work_key(meta: FrameMeta, origin: Origin) -> str:
     """A name for the embeddings of a frame table: another for whatever would have other values."""
-    said = json.dumps([SHARD_FORMAT, meta.digest, origin.identity], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    said = {**vars(origin), "model": None, "format": SHARD_FORMAT, "frames": meta.digest}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int) -> Bools:

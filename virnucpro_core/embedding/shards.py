@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -52,11 +52,6 @@ class Origin:
     def write(self, file: h5py.File) -> None:
         said = {**vars(self), "weights": json.dumps(self.weights, sort_keys=True)}
         file.attrs.update(said, format=SHARD_FORMAT, version=__version__, complete=True)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides values."""
-        return {name: value for name, value in vars(self).items() if name != "model"}
 
     @classmethod
     def read(cls, file: h5py.File) -> Origin:

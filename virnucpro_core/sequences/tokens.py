@@ -45,12 +45,12 @@ ESM_SPECIAL_TOKENS = 2
 """Of each protein: `<cls>` and `<eos>`."""
 
 ESM_BOS, ESM_EOS, ESM_MASK = (ESM_ALPHABET.index(t) for t in ("<cls>", "<eos>", "<mask>"))
-_MASK_BYTE = b"\x01"
+_MASK = "\x01"
 RESIDUE = np.full(256, -1, np.int64)
 for _id, _token in enumerate(ESM_ALPHABET):
     if len(_token) == 1:
         RESIDUE[ord(_token)] = _id
-RESIDUE[_MASK_BYTE[0]] = ESM_MASK
+RESIDUE[ord(_MASK)] = ESM_MASK
 
 
 def esm_tokens(proteins: Sequence[str]) -> Tokens:
@@ -58,7 +58,7 @@ def esm_tokens(proteins: Sequence[str]) -> Tokens:
 
     Raises InputError for a letter that is no residue of ESM's alphabet.
     """
-    texts = [p.replace("<mask>", "\x01").encode("ascii", "replace") for p in proteins]
+    texts = [p.replace("<mask>", _MASK).encode("ascii", "replace") for p in proteins]
     lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + ESM_SPECIAL_TOKENS
     ends = np.cumsum(lengths)
     residues = RESIDUE[np.frombuffer(b"".join(texts), np.uint8)]

@@ -28,7 +28,7 @@ from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
-from virnucpro_core.embedding.timing import Stages, process_seconds
+from virnucpro_core.embedding.timing import Progress, Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
     BusyError,
@@ -44,7 +44,6 @@ from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import FrameMeta, frame_meta
-from virnucpro_core.progress import Progress
 from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
 
 logger = logging.getLogger("virnucpro.embed")

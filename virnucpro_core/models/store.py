@@ -208,12 +208,13 @@ def verify(model: Model, most: float = math.inf) -> None:
         path = model.path(file)
         owner = model.lender.name if model.lender and file != CLASSIFIER else model.name
         try:
-            if not path.is_file():
-                why = "no file" if path.exists() else "missing"
-                raise ModelError(f"{path}: is {why}; import {owner} again.")
+            if path.exists() and not path.is_file():
+                raise ModelError(f"{path}: is no file; import {owner} again.")
             if path.stat().st_size > most:
                 continue
             found = sha256(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelError(f"{path}: is missing; import {owner} again.") from None
         except OSError as error:
             raise unreadable(path, error) from None
         if found != expected:

@@ -70,18 +70,15 @@ class Finished:
     """What the journals of a folder say: done bool (rows), checksum uint32 (rows)."""
 
     def __init__(self, folder: Path, rows: int) -> None:
-        self._folder = folder
+        self._folder, self._journals = folder, sorted(folder.glob("*.journal"))
         self.done = np.zeros(rows, np.bool_)
         self.checksum = np.zeros(rows, np.uint32)
-        for path in self._journals():
+        for path in self._journals:
             with blamed(path):
                 these, sums, _ = _read_journal(path)
             inside = (these >= 0) & (these < rows)
             self.done[these[inside]] = True
             self.checksum[these[inside]] = sums[inside]
-
-    def _journals(self) -> list[Path]:
-        return sorted(self._folder.glob("*.journal"))
 
     def verify(self, shard: Path, step: int = 4096) -> None:
         """Take out of `done`, and of the journals, what the shard does not hold as it was written.
@@ -100,12 +97,11 @@ class Finished:
         if lost:
             logger.warning("%s: %d rows are damaged; they are embedded again", shard, lost)
             kept = np.flatnonzero(self.done)
-            old = self._journals()
             with written_aside(self._folder / "kept.journal") as aside:
                 aside.write_bytes(_record(kept, self.checksum[kept]))
-            for path in old:
+            for path in self._journals:
                 if path.name != "kept.journal":
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
 
 class RowWriter:

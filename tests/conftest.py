@@ -78,7 +78,7 @@ def sample(tmp_path: Path) -> Sample:
 def shard(edge_frames: Path, tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embeddings of `edge_frames` with `tiny`."""
     path = tmp_path_factory.mktemp("shard") / "shard.h5"
-    embed(edge_frames, path, tiny, devices=[torch.device("cpu")])
+    embed(edge_frames, path, tiny, devices="cpu")
     return path
 
 

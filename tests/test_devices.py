@@ -185,5 +185,5 @@ def test_out_of_gpu_memory_has_an_exit_code_of_its_own(
 
     monkeypatch.setattr(FrameEncoder, "__init__", full)
     with pytest.raises(GpuMemoryError, match="while loading tiny") as refused:
-        embed(edge_frames, tmp_path / "shard.h5", tiny, devices=[torch.device("cpu")])
+        embed(edge_frames, tmp_path / "shard.h5", tiny, devices="cpu")
     assert refused.value.exit_code == 4

@@ -186,21 +186,21 @@ def held(devices: object, gpu: torch.device) -> Iterator[None]:
 
 def test_limits_of_a_control_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_CGROUP", tmp_path)
-    assert host.cpu_quota() is None
+    assert doctor.cpu_quota() is None
     whole = host.memory()
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert (host.memory(), host.cpu_quota()) == (whole, None)
+    assert (host.memory(), doctor.cpu_quota()) == (whole, None)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert (host.memory(), host.cpu_quota()) == (1_000_000, 1.5)
+    assert (host.memory(), doctor.cpu_quota()) == (1_000_000, 1.5)
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
-    assert host.cpu_quota() is None
+    assert doctor.cpu_quota() is None
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("200000\n")
-    assert host.cpu_quota() == 2
+    assert doctor.cpu_quota() == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from numpy.typing import NDArray
 from tiny import WINDOW, repeated_frames, write_tiny_model
 
@@ -29,7 +28,7 @@ from virnucpro_core.errors import BusyError, InputError, VirNucProError
 from virnucpro_core.models.store import Model
 from virnucpro_core.sequences.translate import translate
 
-CPU = [torch.device("cpu")]
+CPU = "cpu"
 
 
 def read(path: Path) -> tuple[list[str], NDArray[np.float32]]:
@@ -103,7 +102,7 @@ def test_embed_table_longer_than_a_slab_gives_the_same_embeddings(
 def test_embed_two_processes_give_the_same_embeddings(
     shard: Path, edge_frames: Path, tiny: Model, tmp_path: Path
 ) -> None:
-    embed(edge_frames, tmp_path / "two.h5", tiny, devices=parse_devices("cpu,cpu"))
+    embed(edge_frames, tmp_path / "two.h5", tiny, devices="cpu,cpu")
     assert np.abs(read(shard)[1] - read(tmp_path / "two.h5")[1]).max() < 1e-5
 
 

@@ -14,10 +14,11 @@ import torch
 from test_options import Run, sees
 
 from virnucpro_core import estimate as estimated
-from virnucpro_core.estimate import Sizes, amount_in, estimate, sizes_of
+from virnucpro_core.estimate import Amount, Sizes, amount_in, estimate, sizes_of
+from virnucpro_core.lab import estimate as counting
+from virnucpro_core.lab.estimate import amount_of
 from virnucpro_core.models.store import Model, resolve_model
-from virnucpro_core.sequences import amount, frames
-from virnucpro_core.sequences.amount import Amount, amount_of
+from virnucpro_core.sequences import frames
 from virnucpro_core.sequences.pace import PARAMETERS, device_class, tokens_a_second
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
@@ -51,9 +52,9 @@ def test_large_input_is_scaled_up_from_a_sample_of_it(
         translated.extend(contigs)
         return frames.frame_parts(contigs, window)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(amount, "frame_parts", frame_parts)
-    monkeypatch.setattr(amount, "batches", lambda contigs: frames.batches(contigs, 30_000))
-    monkeypatch.setattr(amount, "SAMPLE", 100_000)
+    monkeypatch.setattr(counting, "frame_parts", frame_parts)
+    monkeypatch.setattr(counting, "batches", lambda contigs: frames.batches(contigs, 30_000))
+    monkeypatch.setattr(counting, "SAMPLE", 100_000)
     about = amount_of([many], 300)
     assert len(translated) < truth.contigs / 3
     assert about[:3] == truth[:3]
@@ -182,9 +183,7 @@ def test_load_of_the_machine_is_told_where_it_counts(
 
 
 def test_probe_embeds_at_a_rate(tiny: Model) -> None:
-    from virnucpro_core.embedding.probe import cpu_tokens_a_second
-
-    assert 1e3 < cpu_tokens_a_second(tiny, "fp32") < 1e9
+    assert 1e3 < estimated.cpu_tokens_a_second(tiny, "fp32") < 1e9
 
 
 def test_sizes_are_read_off_the_weights() -> None:

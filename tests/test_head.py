@@ -35,7 +35,7 @@ from virnucpro_core.published.imports import import_model
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.translate import translate
 
-CPU = [torch.device("cpu")]
+CPU = "cpu"
 QUICK = HeadRecipe(hidden=16, batch=32, epochs=8)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from threading import Event, Timer
 
@@ -12,8 +15,8 @@ import pytest
 from sample import Sample
 
 from virnucpro_core.embedding.engine import SHARD, Job, begin, embed_rank, origin_of
-from virnucpro_core.embedding.journal import Finished, row_writer
-from virnucpro_core.embedding.prefetch import side_by_side
+from virnucpro_core.embedding.journal import Finished, RowWriter
+from virnucpro_core.embedding.prefetch import AHEAD, prefetch, side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
 from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.models.store import Model
@@ -30,7 +33,7 @@ def rows(sample: Sample) -> int:
 
 
 def write(folder: Path, rank: int, *rows: int, add: float = 0.0) -> None:
-    with row_writer(folder / "s.h5", folder / f"rank{rank}.journal", Stages()) as writer:
+    with closing(RowWriter(folder / "s.h5", folder / f"rank{rank}.journal", Stages())) as writer:
         for row in rows:
             writer.add(np.array([row]), np.array([[row + add, -row]], np.float32))
 
@@ -126,6 +129,16 @@ def test_side_by_side_closed_early_begins_nothing_more() -> None:
     Timer(0.2, go.set).start()
     results.close()
     assert sorted(begun) == [0, 1, 2]
+
+
+def test_prefetch_closed_early_ends_a_thread_that_waits_for_room() -> None:
+    read: list[int] = []
+    items = prefetch(read.append(n) or n for n in count())  # type: ignore[func-returns-value]
+    assert next(items) == 0
+    while len(read) < AHEAD + 2:  # one more than there is room for
+        time.sleep(0.01)
+    items.close()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
 
 def test_embed_cut_short_leaves_no_half_record_of_its_device(

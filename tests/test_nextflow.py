@@ -16,7 +16,7 @@ import pytest
 import virnucpro_core as vnp
 from virnucpro_core.models.layout import Stored, read_weights
 from virnucpro_core.models.store import resolve_model
-from virnucpro_core.models.writing import write_head
+from virnucpro_core.published.writing import write_head
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "assets" / "demo"

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from virnucpro_core.embedding import engine
@@ -16,7 +15,7 @@ from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.models.store import Model
 from virnucpro_core.sequences.pace import cpu_seconds, cpu_time, in_words
 
-CPU = [torch.device("cpu")]
+CPU = "cpu"
 
 
 def test_embed_on_a_cpu_for_long_warns_with_an_estimate(

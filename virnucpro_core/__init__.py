@@ -29,17 +29,11 @@ __all__ = [
     "predict",
 ]
 
-_LAZY = {
-    "load_classifier": "virnucpro_core.published.formats",
-    "load_dnabert_s": "virnucpro_core.published.formats",
-    "load_esm2": "virnucpro_core.published.formats",
-    "predict": "virnucpro_core.one_process",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    room = "one_process" if name == "predict" else "published.formats"
+    value = getattr(import_module(f"{__name__}.{room}"), name)
     globals()[name] = value
     return value

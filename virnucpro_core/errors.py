@@ -70,6 +70,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, Exception) and _NO_MEMORY.search(str(error)) is not None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or what it is called where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 ROOM = (8 + len(os.sched_getaffinity(0))) << 23
 """Bytes: the stacks of as many threads as there are cores, and what they do first."""
 

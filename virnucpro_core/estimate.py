@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from virnucpro_core.embedding.devices import default_precision
-from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS
-from virnucpro_core.embedding.probe import cpu_tokens_a_second
+from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS, FrameEncoder
 from virnucpro_core.embedding.schedule import protein_tokens
-from virnucpro_core.errors import ModelError
 from virnucpro_core.host import free_disk, in_bytes, memory
 from virnucpro_core.models.layout import read_encoder
 from virnucpro_core.models.precision import PRECISIONS, has_fp8
-from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, models_folder, resolve_model
+from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import inventory_batches
-from virnucpro_core.sequences.amount import Amount
 from virnucpro_core.sequences.pace import (
-    FP8,
     LONG,
-    PUBLISHED_PARAMETERS,
     cores,
     cpu_seconds,
     device_class,
     in_words,
     tokens_a_second,
 )
+from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS
 from virnucpro_core.sequences.windows import window_counts
 
 START_UP = {"cpu": 3.0, "gpu": 12.0}
@@ -52,9 +49,32 @@ PROBED = 3e7
 WORTH_IT = 100 * CPU_TOKENS
 """Tokens a core from which on that is a small part of the run."""
 
+RESIDUES = 160
+"""Of a made-up frame, about as many as a window of 500 gives."""
 
 BUSY = 1.5
 """How many times as long a run of less than an hour takes beside a load that is told."""
+
+
+class Amount(NamedTuple):
+    """Counts of an input. tokens: ESM-2's, of all frames.
+
+    exact: frames and tokens were counted, not scaled up from a sample.
+    """
+
+    contigs: int
+    bases: int
+    windows: int
+    frames: int
+    tokens: int
+    exact: bool
+
+    def __str__(self) -> str:
+        about = "" if self.exact else "about "
+        return (
+            f"{self.contigs:,} contigs, {self.bases:,} bases, {self.windows:,} windows; "
+            f"{about}{self.frames:,} frames, {about}{self.tokens:,} tokens"
+        )
 
 
 class Sizes(NamedTuple):
@@ -79,20 +99,6 @@ def sizes_of(model: Model) -> Sizes:
     width = parts[1].matrix("embedding.weight")[1]
     runs = model.rule is not None
     return Sizes(model.name, model.window, model.dim, parameters, width, runs, model)
-
-
-def sizes_by_name(name: str, models_dir: Path | None) -> Sizes:
-    """Those of a model at hand, or of a published one that is not here yet.
-
-    Raises what `resolve_model` does of any other.
-    """
-    try:
-        return sizes_of(resolve_model(name, models_dir))
-    except ModelError:
-        root = models_folder(models_dir)
-        if name not in PUBLISHED_WINDOWS or (root is not None and (root / name).exists()):
-            raise
-        return Sizes(name, PUBLISHED_WINDOWS[name], 3328, PUBLISHED_PARAMETERS, 2560)
 
 
 class Cost(NamedTuple):
@@ -125,15 +131,13 @@ def _in_words(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run: its work, the bytes of disk at its peak and at its end, and where it can be done.
-
-    here: on this machine's devices; elsewhere: on one GPU of some class each.
+    """Of a run: its work, what it takes on this machine's devices, and the bytes of disk at its
+    peak and at its end.
     """
 
     amount: Amount
     sizes: Sizes
     here: Cost
-    elsewhere: tuple[Cost, ...]
     peak: float
     results: float
     output: Path
@@ -144,21 +148,6 @@ class Estimate:
         yield f"here, {self.here}"
         room = f"{in_bytes(self.peak)} of disk while it runs, {in_bytes(self.results)} of results"
         yield f"{room}; {in_bytes(free_disk(self.output))} free in {self.output}"
-        yield from map(str, self.elsewhere)
-
-    def record(self) -> dict[str, Any]:
-        """All figures, as JSON has them."""
-        return {
-            "model": self.sizes.name,
-            **self.amount._asdict(),
-            "here": self.here._asdict(),
-            "elsewhere": [cost._asdict() for cost in self.elsewhere],
-            "disk": {
-                "while_it_runs": round(self.peak),
-                "results": round(self.results),
-                "free": free_disk(self.output),
-            },
-        }
 
 
 def amount_in(contigs: Path, frames: Path, window: int) -> Amount:
@@ -178,9 +167,8 @@ def estimate(
     output: Path,
     *,
     precision: str | None = None,
-    classes: Sequence[str] = (),
 ) -> Estimate:
-    """What a run of that much work takes on these devices, and on one GPU of each class.
+    """What a run of that much work takes on these devices.
 
     The speed of a GPU is that of its class in `pace.FLOPS`; that of the CPU is measured, where the
     model is small and there is enough to do for it.
@@ -194,22 +182,32 @@ def estimate(
         seen = [torch.cuda.get_device_properties(place) for place in places]
         name = f"{len(places)} × {seen[0].name}" if len(places) > 1 else seen[0].name
         known = device_class(seen[0].name)
-        here = _on_gpu(amount, sizes, name, known, chosen, len(places), seen[0].total_memory)
-    half = precision or "fp16"
-    able = [kind for kind in classes if precision != "fp8" or kind in FP8]
-    elsewhere = tuple(_on_gpu(amount, sizes, kind, kind, half, 1, None) for kind in able)
+        here = on_gpu(amount, sizes, name, known, chosen, len(places), seen[0].total_memory)
     table = 1.5 * amount.tokens  # nucleotides and proteins, compressed
     shard = amount.frames * (4 * sizes.dim + 60)
-    results = (
-        5e5
-        + table
-        + amount.bases / 3
-        + 60 * amount.frames
-        + 90 * amount.windows
-        + 60 * amount.contigs
-    )
+    lines = 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
+    results = 5e5 + table + amount.bases / 3 + lines
     peak = amount.bases + table + shard + results
-    return Estimate(amount, sizes, here, elsewhere, peak, results, output)
+    return Estimate(amount, sizes, here, peak, results, output)
+
+
+def cpu_tokens_a_second(model: Model, precision: str) -> float:
+    """ESM-2 tokens a second that both encoders would embed on all cores, if nothing else ran.
+
+    One batch is timed on one core, by its CPU time, which the load of the machine does not change.
+    """
+    encoder = FrameEncoder(model, torch.device("cpu"), precision)
+    rng = np.random.default_rng(0)
+    frames = CPU_TOKENS // (RESIDUES + ESM_SPECIAL_TOKENS)
+    nucleotides, proteins = (
+        ["".join(rng.choice(list(letters), length)) for _ in range(frames)]
+        for letters, length in (("ACGT", 3 * RESIDUES + 1), ("LAGVSERTIDPKQNFYMHWC", RESIDUES))
+    )
+    encoder.embed_frames(nucleotides[:1], proteins[:1])  # what the first batch alone costs
+    start = time.process_time()
+    encoder.embed_frames(nucleotides, proteins)
+    seconds = time.process_time() - start
+    return torch.get_num_threads() * frames * (RESIDUES + ESM_SPECIAL_TOKENS) / seconds
 
 
 def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
@@ -229,7 +227,7 @@ def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
     )
 
 
-def _on_gpu(
+def on_gpu(
     amount: Amount,
     sizes: Sizes,
     name: str,
@@ -238,6 +236,7 @@ def _on_gpu(
     gpus: int,
     total: int | None,
 ) -> Cost:
+    """On so many GPUs of a known class or none, each with `total` bytes of memory."""
     seconds = None
     if known is not None:
         rate = gpus * tokens_a_second(known, sizes.parameters, precision)

@@ -21,23 +21,13 @@ from virnucpro_core.errors import (
 
 logger = logging.getLogger("virnucpro.files")
 
-_OF_THE_MACHINE = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EIO,
-        errno.EROFS,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-        errno.ENOLCK,
-    }
-)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BROKEN = {errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT}
+_AT_A_LIMIT = {errno.EMFILE, errno.ENFILE, errno.ENOLCK}
+_OF_THE_MACHINE = _FULL | _BROKEN | _AT_A_LIMIT
 """What a machine lacks or breaks; it says nothing about the file that was read or written."""
 
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO})
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO}
 
 
 def blame_machine(error: BaseException, path: Path) -> None:

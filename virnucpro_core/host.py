@@ -10,7 +10,7 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def _limits(*names: str) -> list[str]:
+def group_limits(*names: str) -> list[str]:
     """The first line of files that a control group has, of version 2 or 1."""
     found = []
     for name in names:
@@ -24,24 +24,12 @@ def _limits(*names: str) -> list[str]:
 def memory() -> int:
     """Bytes of memory that this process may have: of the machine, its control group, ulimit -v."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limits = _limits("memory.max", "memory/memory.limit_in_bytes")
+    limits = group_limits("memory.max", "memory/memory.limit_in_bytes")
     sizes += [int(limit) for limit in limits if limit.isdecimal()]
     address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if address_space != resource.RLIM_INFINITY:
         sizes.append(address_space)
     return min(sizes)
-
-
-def cpu_quota() -> float | None:
-    """Cores that a control group allows, which may be fewer than are seen; None without a limit."""
-    for line in _limits("cpu.max"):
-        quota, _, period = line.partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            return int(quota) / int(period)
-    pair = _limits("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
-    if len(pair) == 2 and all(part.isdecimal() for part in pair):  # without a limit, -1
-        return int(pair[0]) / int(pair[1])
-    return None
 
 
 def free_disk(folder: Path) -> int:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from virnucpro_core.errors import InputError
+from virnucpro_core.errors import InputError, first_line
 from virnucpro_core.files import blame_machine
 from virnucpro_core.schema import FRAMES, INVENTORY
 
@@ -42,6 +42,7 @@ _SUMS = "virnucpro.crc32"
 def text_of(column: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
     """Where each text of a string column ends (N + 1, from 0 on or later), and all their bytes."""
     ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :]
+    # a column that has no text at all may have no buffer for it
     return ends[: len(column) + 1], memoryview(column.buffers()[2] or b"")
 
 
@@ -113,10 +114,6 @@ _UNREADABLE = (
 """What pyarrow raises for damaged files; MemoryError is not among them."""
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
     try:
         if not path.is_file() and path.exists():  # reading a pipe would wait for ever
@@ -128,7 +125,7 @@ def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
     except _UNREADABLE as error:
         blame_machine(error, path)
         raise InputError(
-            f"{path}: not a complete Parquet file ({_first_line(error)}); give {what}."
+            f"{path}: not a complete Parquet file ({first_line(error)}); give {what}."
         ) from None
     for field in schema:
         if found.names.count(field.name) != 1:
@@ -163,7 +160,7 @@ def _checked(
                 yield batch
     except _UNREADABLE as error:
         blame_machine(error, path)
-        raise InputError(f"{path}: is damaged ({_first_line(error)}); write it again.") from None
+        raise InputError(f"{path}: is damaged ({first_line(error)}); write it again.") from None
     if left:
         raise InputError(f"{path}: is damaged, {abs(left)} rows differ; write it again.")
 

@@ -44,14 +44,3 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds no JSON object; fetch the model again.")
     return value
-
-
-def is_inside(name: object) -> bool:
-    """Whether text out of a file names something within the file's folder."""
-    return (
-        isinstance(name, str)
-        and name.isprintable()
-        and str(Path(name)) == name != "."
-        and not Path(name).is_absolute()
-        and ".." not in Path(name).parts
-    )

@@ -85,8 +85,8 @@ def estimate(
 ) -> None:
     """What `predict` will take: windows, frames, tokens, time, memory and disk."""
     from virnucpro_core.embedding.devices import parse_devices
-    from virnucpro_core.estimate import estimate, sizes_by_name
-    from virnucpro_core.sequences.amount import amount_of
+    from virnucpro_core.estimate import estimate
+    from virnucpro_core.lab.estimate import amount_of, elsewhere, record, sizes_by_name
     from virnucpro_core.sequences.pace import FLOPS
 
     places = parse_devices(devices)
@@ -96,11 +96,12 @@ def estimate(
         raise InputError(f"--device-class {min(odd)!r}: choose of {', '.join(gpus)}.")
     sizes = sizes_by_name(model, models_dir)
     amount = amount_of(fasta, sizes.window, code=genetic_code, runs=sizes.runs)
-    found = estimate(amount, sizes, places, output, precision=precision, classes=classes)
+    found = estimate(amount, sizes, places, output, precision=precision)
+    others = elsewhere(amount, sizes, precision, classes)
     if json_file is not None:
         keep_apart(json_file, fasta)
-        _write(json_file, found.record())
-    for line in found.lines():
+        _write(json_file, record(found, others))
+    for line in (*found.lines(), *others):
         typer.echo(line)
 
 

@@ -75,11 +75,6 @@ def gpu_facts() -> str:
     return "; ".join(facts)
 
 
-def _locks() -> Path:
-    """The same folder for every run on this machine, whoever's it is."""
-    return Path(os.environ.get("VIRNUCPRO_LOCKS", "/tmp"))  # not $TMPDIR, which may be a task's own
-
-
 def identity(device: torch.device) -> str:
     """What a GPU is called in every process, whatever number each sees it by: its UUID.
 
@@ -93,7 +88,8 @@ def identity(device: torch.device) -> str:
 
 def _lock(device: torch.device, held: ExitStack) -> bool:
     """Take a GPU's lock, which the kernel gives back when this process ends, however it ends."""
-    path = _locks() / f"virnucpro-{re.sub(r'[^A-Za-z0-9-]', '_', identity(device))}.lock"
+    folder = os.environ.get("VIRNUCPRO_LOCKS", "/tmp")  # not $TMPDIR, which may be a task's own
+    path = Path(folder, f"virnucpro-{re.sub(r'[^A-Za-z0-9-]', '_', identity(device))}.lock")
     try:
         file = os.open(path, os.O_RDONLY)  # another user's may be opened, not created
     except FileNotFoundError:

@@ -95,13 +95,9 @@ class FrameEncoder:
 
     def _pooled(self, batch: Batch) -> Tensor:
         """Embeddings of a batch, float32 (B, dim) on the device; a GPU may not be done yet."""
-        return torch.cat(
-            (
-                self.nucleotide.embed_tokens_packed(batch.nucleotide),
-                self.protein.embed_tokens_packed(batch.protein),
-            ),
-            dim=1,
-        )
+        nucleotide = self.nucleotide.embed_tokens_packed(batch.nucleotide)
+        protein = self.protein.embed_tokens_packed(batch.protein)
+        return torch.cat((nucleotide, protein), dim=1)
 
     def embed(self, batches: Iterable[Batch], stages: Stages) -> Iterator[Embedded]:
         """Embed batches, in order. On the CPU each core has a batch of its own.

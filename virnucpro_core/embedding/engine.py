@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
-from virnucpro_core.embedding.journal import Finished, row_writer
+from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Schedule, protein_tokens
 from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
-from virnucpro_core.embedding.timing import Stages, process_seconds
+from virnucpro_core.embedding.timing import Progress, Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
     BusyError,
@@ -36,6 +36,7 @@ from virnucpro_core.errors import (
     InputError,
     StoppedError,
     VirNucProError,
+    first_line,
 )
 from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
 from virnucpro_core.models.attention import numerics
@@ -43,7 +44,6 @@ from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import FrameMeta, frame_meta
-from virnucpro_core.progress import Progress
 from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
 
 logger = logging.getLogger("virnucpro.embed")
@@ -79,20 +79,14 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     except torch.OutOfMemoryError as error:
         raise GpuMemoryError(
             f"{device}: out of memory while loading {job.model.name}; is another program on it? "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from None
     with stages("load"):
         lengths = protein_tokens(job.frames)
     budget = job.token_budget or encoder.token_budget()
     schedule = Schedule(lengths, job.done, budget, rank, world)
-    logger.info(
-        "%s: %d of %d batches kept, %d frames to do in batches of %d tokens",
-        device,
-        schedule.kept,
-        schedule.planned,
-        schedule.frames,
-        budget,
-    )
+    said = "%s: %d of %d batches kept, %d frames to do in batches of %d tokens"
+    logger.info(said, device, schedule.kept, schedule.planned, schedule.frames, budget)
     if device == "cpu" and rank == 0:
         seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
         if seconds >= LONG:
@@ -117,9 +111,9 @@ def run_schedule(
     encoder: FrameEncoder, schedule: Schedule, job: Job, rank: int, stages: Stages, stop: Event
 ) -> None:
     """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
-    progress = Progress("embed", schedule.frames, "frames")
+    progress, journal = Progress(schedule.frames), job.folder / f"rank{rank}.journal"
     with (
-        row_writer(job.folder / SHARD, job.folder / f"rank{rank}.journal", stages) as writer,
+        closing(RowWriter(job.folder / SHARD, journal, stages)) as writer,
         closing(prefetch(schedule.batches(job.frames, encoder.tokenize, stages))) as work,
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
@@ -142,8 +136,8 @@ def origin_of(model: Model, precision: str) -> Origin:
 
 def work_key(meta: FrameMeta, origin: Origin) -> str:
     """A name for the embeddings of a frame table: another for whatever would have other values."""
-    said = json.dumps([SHARD_FORMAT, meta.digest, origin.identity], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    said = {**vars(origin), "model": None, "format": SHARD_FORMAT, "frames": meta.digest}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int) -> Bools:
@@ -159,7 +153,7 @@ def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int)
         if shard.exists():
             logger.warning("%s", error)
         create_shard(shard, frames, meta.digest, origin, dim)
-        finished.verify(shard)
+        finished.verify(shard)  # journals of the shard before vouch for nothing in this one
     return finished.done
 
 
@@ -240,7 +234,7 @@ def embed(
     output: Path,
     model: Model,
     *,
-    devices: str | list[torch.device] = "auto",
+    devices: str = "auto",
     gpus: int | None = None,
     precision: str | None = None,
     force: bool = False,
@@ -249,12 +243,12 @@ def embed(
 ) -> None:
     """Embed every frame of a table, float32 (N, D) in table order, into an HDF5 shard.
 
-    One process a device; devices and gpus are as `devices.leased` takes them, or a list that is
-    this run's already. precision defaults to fp32 on CPU and fp16 on CUDA; fp8 needs a passed
-    validation of the model unless `force` is set. Rows are written in place, in a folder in
-    `checkpoint_dir` (default: beside the output) named for all that decides their values, so a run
-    that was killed goes on where it stood, and stale rows are not used. While another process is
-    at work on the very same frames there, they are written beside the output.
+    One process a device; devices and gpus are as `devices.leased` takes them. precision defaults to
+    fp32 on CPU and fp16 on CUDA; fp8 needs a passed validation of the model unless `force` is set.
+    Rows are written in place, in a folder in `checkpoint_dir` (default: beside the output) named
+    for all that decides their values, so a run that was killed goes on where it stood, and stale
+    rows are not used. While another process is at work on the very same frames there, they are
+    written beside the output.
 
     Raises InputError for a bad frame table, a table of another window, or an output that holds
     other embeddings (unless `force` is set), ModelError for a model that does not load,
@@ -262,7 +256,7 @@ def embed(
     """
     refuse_respawn()
     keep_apart(output, [frames])
-    places = parse_devices(devices) if isinstance(devices, str) else devices
+    places = parse_devices(devices)
     precision = str(precision or default_precision(places[0]))
     require(model, precision, places, force=force)
     meta = frame_meta(frames)
@@ -279,9 +273,7 @@ def embed(
             return
         done = begin(folder, frames, meta, origin, model.dim)
         if not done.all():
-            with ExitStack() as stack:
-                if isinstance(devices, str):
-                    places = stack.enter_context(leased(devices, gpus))
+            with leased(devices, gpus) as places:
                 job = Job(frames, model, precision, token_budget, folder, done)
                 run_ranks(embed_rank, job, [str(place) for place in places], output)
         finish(folder, output, meta.rows)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from virnucpro_core.errors import InputError, MachineError
+from virnucpro_core.errors import InputError, MachineError, first_line
 from virnucpro_core.files import blame_machine
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def judged(path: Path) -> Iterator[None]:
         blame_machine(error, path)
         raise InputError(
             f"{path}: is truncated, damaged or no file of embeddings of this version "
-            f"({_short(error)}); embed its frames again."
+            f"({first_line(error)}); embed its frames again."
         ) from None
 
 
@@ -214,7 +214,3 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         file = h5py.File(path, "r", locking=False)
     with file:
         yield file
-
-
-def _short(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -13,9 +13,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -72,18 +70,15 @@ class Finished:
     """What the journals of a folder say: done bool (rows), checksum uint32 (rows)."""
 
     def __init__(self, folder: Path, rows: int) -> None:
-        self._folder = folder
+        self._folder, self._journals = folder, sorted(folder.glob("*.journal"))
         self.done = np.zeros(rows, np.bool_)
         self.checksum = np.zeros(rows, np.uint32)
-        for path in self._journals():
+        for path in self._journals:
             with blamed(path):
                 these, sums, _ = _read_journal(path)
             inside = (these >= 0) & (these < rows)
             self.done[these[inside]] = True
             self.checksum[these[inside]] = sums[inside]
-
-    def _journals(self) -> list[Path]:
-        return sorted(self._folder.glob("*.journal"))
 
     def verify(self, shard: Path, step: int = 4096) -> None:
         """Take out of `done`, and of the journals, what the shard does not hold as it was written.
@@ -102,31 +97,33 @@ class Finished:
         if lost:
             logger.warning("%s: %d rows are damaged; they are embedded again", shard, lost)
             kept = np.flatnonzero(self.done)
-            old = self._journals()
             with written_aside(self._folder / "kept.journal") as aside:
                 aside.write_bytes(_record(kept, self.checksum[kept]))
-            for path in old:
+            for path in self._journals:
                 if path.name != "kept.journal":
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
 
 class RowWriter:
-    """Collects finished batches and writes their rows in place, on a thread of its own."""
+    """Collects finished batches and writes their rows in place, on a thread of its own.
 
-    def __init__(
-        self, shard: Path, journal: Path, executor: ThreadPoolExecutor, stages: Stages
-    ) -> None:
+    To be closed, also after an error: then all that it was given is on disk.
+    """
+
+    def __init__(self, shard: Path, journal: Path, stages: Stages) -> None:
         with open_h5(shard) as file:
             dataset = file["embedding"]
             self._first, self._stride = dataset.id.get_offset(), 4 * dataset.shape[1]
-        self._path, self._stages, self._executor = shard, stages, executor
+        self._path, self._stages = shard, stages
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._shard = os.open(shard, os.O_WRONLY | os.O_CLOEXEC)
         self._journal = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._end = _read_journal(journal)[2]
         self._batches: list[tuple[Rows, NDArray[np.float32]]] = []
         self._bytes = 0
         self._since = time.monotonic()
-        self._pending: Future[None] | None = None
+        self._pending: Future[None] = Future()
+        self._pending.set_result(None)
 
     def add(self, rows: Rows, embedding: NDArray[np.float32]) -> None:
         """Take one batch: rows int64 (B), embedding float32 (B, dim)."""
@@ -136,16 +133,11 @@ class RowWriter:
             self._flush()
 
     def _flush(self) -> None:
-        self._wait()
+        self._pending.result()
         if self._batches:
             need_room()
             self._pending = self._executor.submit(self._write, self._batches)
         self._batches, self._bytes, self._since = [], 0, time.monotonic()
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
 
     def _write(self, batches: list[tuple[Rows, NDArray[np.float32]]]) -> None:
         with self._stages("write"), blamed(self._path):
@@ -163,18 +155,8 @@ class RowWriter:
         """Write what is left, and wait until it is on disk."""
         try:
             self._flush()
-            self._wait()
+            self._pending.result()
         finally:
+            self._executor.shutdown()
             os.close(self._shard)
             os.close(self._journal)
-
-
-@contextmanager
-def row_writer(shard: Path, journal: Path, stages: Stages) -> Iterator[RowWriter]:
-    """A RowWriter that has written all it was given at the end, also after an error."""
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as executor:
-        writer = RowWriter(shard, journal, executor, stages)
-        try:
-            yield writer
-        finally:
-            writer.close()

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 from virnucpro_core.errors import need_room
@@ -14,40 +15,34 @@ from virnucpro_core.errors import need_room
 T = TypeVar("T")
 R = TypeVar("R")
 
+AHEAD = 4
 
-def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
-    """Iterate over `items` on another thread, at most `depth` ahead; its errors are raised here.
+
+def prefetch(items: Iterable[T]) -> Generator[T]:
+    """Iterate over `items` on another thread, at most AHEAD of this; its errors are raised here.
 
     Closing the generator early ends the thread.
     """
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(AHEAD)
     closed = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
     def work() -> None:
         try:
             for item in items:
-                if not put(item, None):
+                ready.put((item, None))
+                if closed.is_set():
                     return
         except BaseException as error:
-            put(None, error)
+            ready.put((None, error))
         else:
-            put(None, StopIteration())
+            ready.put((None, StopIteration()))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     need_room()
     thread.start()
     try:
         while True:
-            alive = thread.is_alive()
+            alive = thread.is_alive()  # asked first: its last word may come right before its end
             try:
                 item, error = ready.get(timeout=1)
             except queue.Empty:
@@ -61,7 +56,9 @@ def prefetch(items: Iterable[T], depth: int = 4) -> Generator[T]:
             yield item  # type: ignore[misc]
     finally:
         closed.set()
-        thread.join()
+        while thread.is_alive():  # it may be waiting for room
+            with suppress(queue.Empty):
+                ready.get(timeout=0.1)
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:

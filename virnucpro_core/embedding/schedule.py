@@ -31,14 +31,12 @@ class Batch(NamedTuple):
     nucleotide: Tokens
     protein: Tokens
 
-    def halves(self) -> tuple[Batch, Batch]:
+    def halves(self) -> list[Batch]:
         """The first half of the frames, and the others."""
         half = len(self.rows) // 2
-        nucleotide, protein = self.nucleotide.halves(), self.protein.halves()
-        return (
-            Batch(self.rows[:half], nucleotide[0], protein[0]),
-            Batch(self.rows[half:], nucleotide[1], protein[1]),
-        )
+        rows = self.rows[:half], self.rows[half:]
+        parts = zip(rows, self.nucleotide.halves(), self.protein.halves(), strict=True)
+        return [Batch(*part) for part in parts]
 
 
 def protein_tokens(frames: Path) -> Rows:

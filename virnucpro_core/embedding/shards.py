@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -50,20 +50,8 @@ class Origin:
     numerics: str
 
     def write(self, file: h5py.File) -> None:
-        file.attrs.update(
-            {
-                **vars(self),
-                "format": SHARD_FORMAT,
-                "weights": json.dumps(self.weights, sort_keys=True),
-                "version": __version__,
-                "complete": True,
-            }
-        )
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides values."""
-        return {name: value for name, value in vars(self).items() if name != "model"}
+        said = {**vars(self), "weights": json.dumps(self.weights, sort_keys=True)}
+        file.attrs.update(said, format=SHARD_FORMAT, version=__version__, complete=True)
 
     @classmethod
     def read(cls, file: h5py.File) -> Origin:
@@ -155,10 +143,10 @@ def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
     """Write the checksums, uint32 (N), of a file's rows, and what each process worked with."""
     said = json.dumps(_peaks(used)).encode().ljust(USED_BYTES)
     assert len(said) == USED_BYTES
-    parts = {"used": said, **({"checksum": sums.astype("<u4").tobytes()} if len(sums) else {})}
     with path.open("rb+", buffering=0) as raw:
-        for name, part in parts.items():
-            write_at(raw.fileno(), part, place_of(path, name))
+        write_at(raw.fileno(), said, place_of(path, "used"))
+        if len(sums):
+            write_at(raw.fileno(), sums.astype("<u4").data, place_of(path, "checksum"))
         os.fsync(raw.fileno())
 
 
@@ -273,9 +261,9 @@ class EmbeddingFile:
     def digests(self) -> tuple[str, ...]:
         return tuple(source.digest for source in self.sources)
 
-    def parts(self, rows: int = CHUNK_ROWS) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings of all sources in row order, at most `rows` at a time."""
+    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Ids and embeddings of all sources in row order, CHUNK_ROWS at a time."""
         for source in self.sources:
             with open_h5(source.path) as file:
-                for at in range(0, source.rows, rows):
-                    yield source.read(file, at, rows)
+                for at in range(0, source.rows, CHUNK_ROWS):
+                    yield source.read(file, at, CHUNK_ROWS)

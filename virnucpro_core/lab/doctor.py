@@ -17,7 +17,8 @@ from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import NamedTuple
 
-from virnucpro_core.host import cpu_quota, free_disk, in_bytes, memory
+from virnucpro_core.errors import first_line
+from virnucpro_core.host import free_disk, group_limits, in_bytes, memory
 from virnucpro_core.version import __version__
 
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -64,8 +65,7 @@ def examine(models_dir: Path | None, output: Path) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:  # whatever a broken machine may raise
-            said = (str(error).splitlines() or [""])[0]
-            text = f"could not be looked at: {type(error).__name__}: {said:.200}"
+            text = f"could not be looked at: {type(error).__name__}: {first_line(error)}"
             yield Finding(NOTE, what, text)
 
 
@@ -131,6 +131,18 @@ def _kernels() -> Iterator[Finding]:
     flash = "is" if util.find_spec("flash_attn") else "is not"
     text += f"; flash-attn {flash}, and no run needs it"
     yield Finding(NOTE if lacks else OK, "kernels", text)
+
+
+def cpu_quota() -> float | None:
+    """Cores that a control group allows, which may be fewer than are seen; None without a limit."""
+    for line in group_limits("cpu.max"):
+        quota, _, period = line.partition(" ")
+        if quota.isdecimal() and period.isdecimal():
+            return int(quota) / int(period)
+    pair = group_limits("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    if len(pair) == 2 and all(part.isdecimal() for part in pair):  # without a limit, -1
+        return int(pair[0]) / int(pair[1])
+    return None
 
 
 def _processor() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.layout import Stored
 from virnucpro_core.models.store import Model
-from virnucpro_core.models.writing import write_model
+from virnucpro_core.published.writing import write_model
 
 
 def _stored(module: nn.Module, config: dict[str, object]) -> Stored:

@@ -34,8 +34,8 @@ from virnucpro_core.lab.head import HeadRecipe, fit_head
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.layout import Stored
 from virnucpro_core.models.store import NAME, SHIPPED, Model
-from virnucpro_core.models.writing import write_head
 from virnucpro_core.parquet import frame_batches, frame_meta
+from virnucpro_core.published.writing import write_head
 from virnucpro_core.sequences.translate import translate
 
 logger = logging.getLogger("virnucpro.train")

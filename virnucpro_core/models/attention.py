@@ -78,10 +78,8 @@ class Layout:
         if self.tokens == self.sequences * self.max_seqlen:
             return None
         column = torch.arange(self.max_seqlen, device=self.lengths.device)
-        hidden = column >= self.lengths[:, None]
-        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)[
-            :, None, None
-        ]
+        hidden = (column >= self.lengths[:, None])[:, None, None]
+        return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -129,12 +127,6 @@ Positions = Rotary | Tensor | None
 """How attention knows positions: rotated, by ALiBi's slopes (float32 (H)), or not at all."""
 
 
-def _bias(slopes: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    at = torch.arange(length, device=slopes.device)
-    distance = (at[:, None] - at).abs()
-    return (-slopes[:, None, None] * distance).to(dtype)[None]
-
-
 def _rotated(q: Tensor, k: Tensor, layout: Layout, positions: Positions) -> tuple[Tensor, Tensor]:
     if not isinstance(positions, Rotary):
         return q, k
@@ -163,13 +155,15 @@ def _pad(x: Tensor, rows: Tensor, size: int) -> Tensor:
 def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
     """Masked SDPA, padded inside attention alone: any device, any dtype, any positions."""
     q, k = _rotated(q, k, layout, positions)
-    slopes = positions if isinstance(positions, Tensor) else None
     heads, width = q.shape[1:]
     longest, rows = layout.max_seqlen, layout.padded_rows
     size = layout.sequences * longest
     padded = _pad(torch.stack((q, k, v), 1).flatten(1), rows, size)
     q, k, v = padded.view(layout.sequences, longest, 3, heads, width).permute(2, 0, 3, 1, 4)
-    bias = None if slopes is None else _bias(slopes, longest, q.dtype)
+    bias = None
+    if isinstance(positions, Tensor):
+        at = torch.arange(longest, device=q.device)
+        bias = (-positions[:, None, None] * (at[:, None] - at).abs()).to(q.dtype)[None]
     padding = None if layout.padding is None else layout.padding.to(q.dtype)
     mask_bytes = heads * longest**2 * q.element_size()
     room = _MASK_BYTES[q.device.type]

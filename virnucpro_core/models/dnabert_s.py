@@ -71,6 +71,7 @@ class DNABERTS(Encoder):
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:
         ids = to_device(ids, layout.cu_seqlens.device)
+        # every token is of type 0, the first of BERT's two sentences
         x: Tensor = self.embedding_norm(self.embedding(ids) + self.token_type.weight[0])
         slopes = to_device(torch.tensor(alibi_slopes(self.heads)), x.device)
         for layer in self.layers:

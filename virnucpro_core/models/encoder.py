@@ -57,6 +57,7 @@ class Encoder(nn.Module, ABC):
     @property
     def precision(self) -> str:
         """Name of the precision that the encoder is in."""
+        # bf16 stands before fp8, whose dtype it shares
         return next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
 
     def to_fp8(self) -> Self:

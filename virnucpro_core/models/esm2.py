@@ -112,7 +112,7 @@ class ESM2(Encoder):
 
     @property
     def precision(self) -> str:
-        quantized = isinstance(self.layers[-1].qkv, Float8Linear)
+        quantized = isinstance(self.layers[-1].qkv, Float8Linear)  # the first never are
         return "fp8" if quantized else super().precision
 
     @torch.no_grad()

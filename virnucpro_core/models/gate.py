@@ -5,19 +5,15 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from virnucpro_core.errors import InputError
-from virnucpro_core.files import blame_machine
+from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model
-
-logger = logging.getLogger("virnucpro.models")
+from virnucpro_core.reading import read_object
 
 STORED = "validation.json"
 NEEDED = ("fp8",)
@@ -32,13 +28,10 @@ LEAST_FRAMES = 100
 
 def validations(model: Model) -> dict[str, Any]:
     """What is stored, by precision; nothing where there is none, or no JSON object."""
-    path = model.folder / STORED
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        blame_machine(error, path)
+        return read_object(model.folder / STORED)
+    except ModelError:
         return {}
-    return stored if isinstance(stored, dict) else {}
 
 
 def good(record: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ in the package, by the sha256 of their files, which stand among its own `weights
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -102,14 +103,6 @@ def models_folder(models_dir: Path | None) -> Path | None:
     return Path(folder) if folder else None
 
 
-def root_folder(models_dir: Path | None) -> Path:
-    """The models folder to write to; InputError when none is set."""
-    folder = models_folder(models_dir)
-    if folder is None:
-        raise InputError("no models folder is set; name one with --models-dir.")
-    return folder
-
-
 def _folders(models_dir: Path | None) -> dict[str, Path]:
     found = {}
     for root in (SHIPPED, models_folder(models_dir)):
@@ -183,18 +176,7 @@ def resolve_model(name: str, models_dir: Path | None = None) -> Model:
     if name in folders:
         model = read_model(folders[name])
         _check_lender(model)
-        for file in model.weights:
-            path = model.path(file)
-            try:
-                size = path.stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                raise ModelError(
-                    f"{path}: is missing; import {_owner(model, file)} again."
-                ) from None
-            except OSError as error:
-                raise unreadable(path, error) from None
-            if size <= ALWAYS_VERIFIED:
-                _verify(model, file)
+        verify(model, ALWAYS_VERIFIED)
         return model
     if name == DEFAULT:
         raise ModelError(
@@ -223,26 +205,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def verify(model: Model) -> None:
-    """Compare each weight file with its recorded sha256; ModelError names one that differs."""
-    for file in model.weights:
-        _verify(model, file)
+def verify(model: Model, most: float = math.inf) -> None:
+    """Compare the model's files, those of at most so many bytes, with their recorded sha256.
 
-
-def _owner(model: Model, file: str) -> str:
-    """The name of the model that has to be imported again for a file."""
-    return model.lender.name if model.lender and file != CLASSIFIER else model.name
-
-
-def _verify(model: Model, file: str) -> None:
-    path, expected, owner = model.path(file), model.weights[file], _owner(model, file)
-    try:
-        if not path.is_file():
-            raise ModelError(f"{path}: is no file; import {owner} again.")
-        found = sha256(path)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if found != expected:
-        raise ModelError(
-            f"{path}: has sha256 {found[:12]}…, not {expected[:12]}…; import {owner} again."
-        )
+    Raises ModelError naming the one that is missing or differs, and whose import brings it back.
+    """
+    for file, expected in model.weights.items():
+        path = model.path(file)
+        owner = model.lender.name if model.lender and file != CLASSIFIER else model.name
+        try:
+            if path.exists() and not path.is_file():
+                raise ModelError(f"{path}: is no file; import {owner} again.")
+            if path.stat().st_size > most:
+                continue
+            found = sha256(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelError(f"{path}: is missing; import {owner} again.") from None
+        except OSError as error:
+            raise unreadable(path, error) from None
+        if found != expected:
+            raise ModelError(
+                f"{path}: has sha256 {found[:12]}…, not {expected[:12]}…; import {owner} again."
+            )

@@ -14,7 +14,7 @@ from virnucpro_core.errors import ModelError, need_room
 from virnucpro_core.files import blame_machine
 from virnucpro_core.models.layout import read_weights
 from virnucpro_core.published.pickles import Inert, RefusedError, read_pickled, shown
-from virnucpro_core.reading import is_inside, read_object, unreadable
+from virnucpro_core.reading import read_object, unreadable
 
 MAX_DEPTH = 16
 """Of modules within modules; the original's classifier has one level."""
@@ -90,7 +90,12 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 def _is_shard(name: object) -> bool:
     """Whether an index may name this: a file beside it, and no other index, or itself."""
-    return is_inside(name) and "/" not in str(name) and not str(name).endswith(".json")
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and Path(name).name == name not in ("", "..")
+        and not name.endswith(".json")
+    )
 
 
 def _read_index(path: Path) -> dict[str, Tensor]:

@@ -21,16 +21,10 @@ from huggingface_hub.errors import (
 
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import blame_machine, blamed
-from virnucpro_core.models.store import (
-    PUBLISHED_WINDOWS,
-    Model,
-    read_model,
-    root_folder,
-    sha256,
-)
+from virnucpro_core.models.store import PUBLISHED_WINDOWS, Model, read_model, sha256
 from virnucpro_core.published.checkpoints import read_weight_map
 from virnucpro_core.published.formats import WEIGHT_FILES, load_classifier
-from virnucpro_core.published.imports import import_model
+from virnucpro_core.published.imports import import_model, root_folder
 from virnucpro_core.reading import read_object
 
 logger = logging.getLogger("virnucpro.models")

@@ -10,12 +10,20 @@ from pathlib import Path
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import locked, made
 from virnucpro_core.models.layout import TOKENIZER, WEIGHTS
-from virnucpro_core.models.store import NAME, PUBLISHED_WINDOWS, Model, root_folder
-from virnucpro_core.models.writing import write_model
+from virnucpro_core.models.store import NAME, PUBLISHED_WINDOWS, Model, models_folder
 from virnucpro_core.published.formats import read_classifier, read_dnabert_s, read_esm2
+from virnucpro_core.published.writing import write_model
 from virnucpro_core.reading import read_small
 
 logger = logging.getLogger("virnucpro.models")
+
+
+def root_folder(models_dir: Path | None) -> Path:
+    """The models folder to write to; InputError when none is set."""
+    folder = models_folder(models_dir)
+    if folder is None:
+        raise InputError("no models folder is set; name one with --models-dir.")
+    return folder
 
 
 def import_model(

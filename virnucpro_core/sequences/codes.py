@@ -96,6 +96,7 @@ def choose(contigs: Sequence[Contig]) -> list[int]:
     """The code of CANDIDATES that each contig is read with: 1 unless another's lead is CLEAR."""
     texts = [contig.sequence[:MOST_BASES].upper() for contig in contigs]
     lengths = np.array([len(text) for text in texts], np.int64)
+    # one N is in three codons, which end the runs of all phases
     first = 3 + np.cumsum(lengths + 1) - lengths - 1
     codons = codon_numbers(b"NNN" + b"N".join(texts) + b"NNN")
     ends = []

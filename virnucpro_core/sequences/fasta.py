@@ -52,8 +52,19 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     InputError for a file that is missing, empty, or cannot be read to its end.
     """
     try:
-        with _opened(path) as handle:
-            yield handle
+        # opened once, since a pipe cannot be read again
+        with io.BufferedReader(path.open("rb", buffering=0), buffer_size=1 << 20) as handle:
+            magic = handle.peek(6)
+            if not magic:
+                raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
+            if magic.startswith(codecs.BOM_UTF8):  # Windows editors put it before the first '>'
+                handle.read(len(codecs.BOM_UTF8))
+            lines: BinaryIO = handle
+            for start, opener in _OPENERS.items():
+                if magic.startswith(start):  # iterates over lines in C, which GzipFile does not
+                    lines = io.BufferedReader(cast(io.RawIOBase, opener(handle)), 1 << 20)
+            with lines:
+                yield lines
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path.") from None
     except IsADirectoryError:
@@ -66,27 +77,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             f"{path}: cannot be read to its end ({error}); "
             "the file is truncated or damaged, copy it again."
         ) from None
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file is opened once, since a pipe cannot be read again.
-
-    BufferedReader iterates over lines in C, GzipFile does not.
-    """
-    with io.BufferedReader(path.open("rb", buffering=0), buffer_size=1 << 20) as handle:
-        magic = handle.peek(6)
-        if not magic:
-            raise InputError(f"{path}: the file is empty; give a FASTA of contigs.")
-        for start, opener in _OPENERS.items():
-            if magic.startswith(start):
-                raw = cast(io.RawIOBase, opener(handle))
-                with io.BufferedReader(raw, buffer_size=1 << 20) as lines:
-                    yield lines
-                return
-        if magic.startswith(codecs.BOM_UTF8):  # Windows editors put it before the first '>'
-            handle.read(len(codecs.BOM_UTF8))
-        yield handle
 
 
 def _refuse_letter(path: Path, first_line: int, text: bytes) -> InputError:
@@ -179,7 +169,7 @@ def read_fasta(paths: Iterable[Path]) -> Iterator[Contig]:
         if path in before:
             raise InputError(f"{path}: is named twice; name every file once.")
         before.add(path)
-        own = set[str]() if taken else taken
+        own = set[str]() if taken else taken  # of a single file, ids are held once
         again = 0
         with opened(path) as handle:
             for line, contig in _records(path, handle):

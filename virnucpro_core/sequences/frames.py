@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +33,9 @@ _RUN = re.compile(rb"[^*\0]+")
 def _open(strand: bytes, low: Int64Array, high: Int64Array) -> NDArray[np.bool_]:
     """Whether frames, given by the starts of their lowest and highest codon, have no stop."""
     stops = np.flatnonzero(np.frombuffer(strand, np.uint8) == ord("*"))
-    is_open = np.zeros(len(low), np.bool_)
+    is_open = np.zeros(low.shape, np.bool_)
     for phase in range(3):
-        at = np.append(stops[stops % 3 == phase], np.iinfo(np.int64).max)
+        at = np.append(stops[stops % 3 == phase], np.iinfo(np.int64).max)  # one is always ahead
         mine = (low % 3 == phase) & (low <= high)
         is_open[mine] = at[np.searchsorted(at, low[mine])] > high[mine]
     return is_open
@@ -94,66 +95,55 @@ def _frames(
     text = text[origin : int(end[-1]) if len(end) else 0].upper()
     start, end, offsets = start - origin, end - origin, offsets - origin
     size = len(text)
-    flipped = text.translate(_COMPLEMENT)[::-1]
+    strands = text, text.translate(_COMPLEMENT)[::-1]
     codons = codon_numbers(text)
     forward, reverse = (codons.translate(table) for table in codon_residues(code))
+    residues = forward, reverse[::-1]
 
     shift = np.arange(3)
     # of fewer than 2 bases, less a shift of 2, the floor division would make a codon of −3
     span = (np.maximum(end - start, 2)[:, None] - shift) // 3 * 3
-    low = start[:, None] + shift
-    high = end[:, None] - shift - 3
+    begins = np.stack((start, size - end))  # of the windows, on each strand
+    lows = begins[:, :, None] + shift
     kept = np.hstack(
-        [
-            _open(forward, low.ravel(), (low + span - 3).ravel()).reshape(-1, 3),
-            _open(reverse, (high - span + 3).ravel(), high.ravel()).reshape(-1, 3),
-        ]
+        [_open(strand, low, low + span - 3) for strand, low in zip(residues, lows, strict=True)]
     )
+    at, spans, lengths = begins.tolist(), span.tolist(), (end - start).tolist()
     rows: list[tuple[str, str, int, str, int, int, bytes, bytes]] = []
 
     def read(w: int, frame: int) -> bytes:
         """Residues of a window's frame."""
-        length = int(span[w, frame % 3])
-        if frame < 3:
-            first = int(low[w, frame])
-            return forward[first : first + length : 3]
-        last = int(high[w, frame - 3])
-        return reverse[last - length + 3 : last + 1 : 3][::-1]
+        strand, phase = divmod(frame, 3)
+        low = at[strand][w] + phase
+        return residues[strand][low : low + spans[w][phase] : 3]
 
-    def add(w: int, name: str, a: int, b: int, nucleotide: bytes, protein: bytes) -> None:
+    def add(w: int, frame: int, name: str, a: int, b: int, bases: bytes, protein: bytes) -> None:
+        """Add a row. a, b: on the frame's strand."""
         contig, n, offset = contigs[contig_of[w]], int(number[w]), int(offsets[contig_of[w]])
+        a, b = (a, b) if frame < 3 else (size - b, size - a)
         named = f"{contig.id}_chunk_{n}{name}"
-        rows.append((named, contig.id, n, name, a - offset, b - offset, nucleotide, protein))
+        rows.append((named, contig.id, n, name, a - offset, b - offset, bases, protein))
 
-    def add_run(w: int) -> None:
-        found = [(m, f) for f in range(6) for m in _RUN.finditer(read(w, f))]
-        if not found:
-            return
-        run, frame = max(found, key=lambda pair: len(pair[0][0]))
-        a, b = int(start[w]), int(end[w])
-        from_, to = (3 * at + frame % 3 for at in run.span())
-        strand = text[a:b] if frame < 3 else flipped[size - b : size - a]
-        within = (a + from_, a + to) if frame < 3 else (b - to, b - from_)
-        add(w, FRAME_NAMES[frame].lower(), *within, strand, run[0])
-
-    for w, frames in enumerate(kept):
+    for w, frames in enumerate(kept.tolist()):
         found = False
-        for frame in np.flatnonzero(frames).tolist():
+        for frame in compress(range(6), frames):
             protein = read(w, frame).replace(b"\0", b"")
             if not protein:
                 continue
-            found, bases = True, 3 * len(protein) + 1
-            if frame < 3:
-                a = int(low[w, frame])
-                b = min(a + bases, int(end[w]))
-                nucleotide = text[a:b]
-            else:
-                b = int(high[w, frame - 3]) + 3
-                a = max(b - bases, int(start[w]))
-                nucleotide = flipped[size - b : size - a]
-            add(w, FRAME_NAMES[frame], a, b, nucleotide, protein)
+            found = True
+            strand, phase = divmod(frame, 3)
+            a = at[strand][w] + phase
+            b = min(a + 3 * len(protein) + 1, a - phase + lengths[w])
+            add(w, frame, FRAME_NAMES[frame], a, b, strands[strand][a:b], protein)
         if runs and not found:
-            add_run(w)
+            every = ((run, frame) for frame in range(6) for run in _RUN.finditer(read(w, frame)))
+            if longest := max(every, key=lambda pair: len(pair[0][0]), default=None):
+                run, frame = longest
+                strand, phase = divmod(frame, 3)
+                a = at[strand][w]
+                whole = strands[strand][a : a + lengths[w]]
+                first, last = (a + phase + 3 * codon for codon in run.span())
+                add(w, frame, FRAME_NAMES[frame].lower(), first, last, whole, run[0])
     columns = zip(*rows, strict=True) if rows else ((),) * len(FRAMES)
     return pa.record_batch(
         [pa.array(column, field.type) for column, field in zip(columns, FRAMES, strict=True)],

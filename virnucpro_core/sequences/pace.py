@@ -28,12 +28,9 @@ H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 
 RELATIVE = {"fp32": 0.1, "fp8": 1.3}
 """How fast a GPU is in a precision, to fp16 and bf16."""
 
-FP8 = ("l40s", "h100", "h200")
-"""Classes of GPUs that multiply in fp8."""
-
 _CORES = 8
 
-PARAMETERS = {"mini": 2.4e6}
+PARAMETERS = {"mini": 1.9e6}
 """Of both encoders; of a model that is not named here, those of the published ones."""
 
 PUBLISHED_PARAMETERS = 2.96e9

@@ -66,65 +66,50 @@ class _OriginalFasta:
             )
 
 
-class _Digest:
-    """sha256 of a table's content and of its genetic code, however it is cut into batches.
+class FrameTable:
+    """A frame table that is being written.
 
+    Its digest is a sha256 of its content and of its genetic code, however it is cut into batches.
     Contigs without a frame count too, so that no two pieces of a sample have one digest.
     """
 
     TEXT = ("frame_id", "nucleotide", "protein")
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, writer: TableWriter, window: int, setting: str, runs: bool) -> None:
+        self._writer = writer
+        self._said = {
+            "format": FRAME_FORMAT,
+            "window": str(window),
+            "runs": "yes" if runs else "no",
+            "genetic_code": setting,
+        }
         self._parts = {name: hashlib.sha256() for name in ("contigs", "lengths", *self.TEXT)}
-        self._parts["contigs"].update(f"genetic code {code}\n".encode())
+        self._parts["contigs"].update(f"genetic code {setting}\n".encode())
+        self.rows = 0
+        self.read_with: Counter[str] = Counter()
 
-    def add_contigs(self, contigs: Sequence[Contig]) -> None:
+    def add_contigs(self, contigs: Sequence[Contig], code: int = 1) -> None:
+        """Contigs whose frames come next, or have none, and the genetic code of these."""
         for contig in contigs:
             self._parts["contigs"].update(f"{contig.id}\t{len(contig.sequence)}\n".encode())
+        self.read_with[str(code)] += len(contigs)
 
     def add_frames(self, frames: pa.RecordBatch) -> None:
+        """Rows of `schema.FRAMES`."""
+        self._writer.write(frames)
+        self.rows += frames.num_rows
         if frames.num_rows:
             lengths = np.column_stack([pc.binary_length(frames[name]) for name in self.TEXT])
             self._parts["lengths"].update(lengths.tobytes())
             for name in self.TEXT:
                 self._parts[name].update(frames[name].buffers()[2])
 
-    def hexdigest(self) -> str:
-        return hashlib.sha256(b"".join(p.digest() for p in self._parts.values())).hexdigest()
-
-
-class FrameTable:
-    """A frame table that is being written."""
-
-    def __init__(self, writer: TableWriter, window: int, setting: str, runs: bool) -> None:
-        self._writer, self._window, self._setting, self._runs = writer, window, setting, runs
-        self._digest = _Digest(setting)
-        self.rows = 0
-        self.read_with: Counter[str] = Counter()
-
-    def add_contigs(self, contigs: Sequence[Contig], code: int = 1) -> None:
-        """Contigs whose frames come next, or have none, and the genetic code of these."""
-        self._digest.add_contigs(contigs)
-        self.read_with[str(code)] += len(contigs)
-
-    def add_frames(self, frames: pa.RecordBatch) -> None:
-        """Rows of `schema.FRAMES`."""
-        self._writer.write(frames)
-        self._digest.add_frames(frames)
-        self.rows += frames.num_rows
-
     def finish(self) -> None:
         """Write the footer."""
-        self._writer.finish(
-            {
-                "virnucpro.format": FRAME_FORMAT,
-                "virnucpro.window": str(self._window),
-                "virnucpro.runs": "yes" if self._runs else "no",
-                "virnucpro.genetic_code": self._setting,
-                "virnucpro.read_with": json.dumps(self.read_with),
-                "virnucpro.digest": self._digest.hexdigest(),
-            }
-        )
+        digest = hashlib.sha256(b"".join(part.digest() for part in self._parts.values()))
+        read_with = json.dumps(self.read_with)
+        said = {**self._said, "read_with": read_with, "digest": digest.hexdigest()}
+        self._writer.finish({f"virnucpro.{name}": text for name, text in said.items()})
 
 
 @contextmanager

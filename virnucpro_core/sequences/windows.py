@@ -27,7 +27,7 @@ def windows(lengths: Int64Array, window: int) -> tuple[Int64Array, Int64Array, I
     contig = np.repeat(np.arange(len(lengths)), counts)
     step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     surplus = counts * window - lengths
-    base = surplus // np.maximum(counts, 1)
+    base = surplus // np.maximum(counts, 1)  # an empty contig has no window
     longer = np.minimum(counts - 1, surplus - base * (counts - 1))
     start = step * (window - base[contig]) - np.minimum(step, longer[contig])
     return contig, start, np.minimum(start + window, lengths[contig])

@@ -1,17 +1,21 @@
-"""How much work contigs are, counted without doing it."""
+"""`virnucpro estimate`: what a run would take of files as they come, here and on other GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
+from virnucpro_core.errors import ModelError
+from virnucpro_core.estimate import Amount, Cost, Estimate, Sizes, on_gpu, sizes_of
+from virnucpro_core.host import free_disk
+from virnucpro_core.models.store import PUBLISHED_WINDOWS, models_folder, resolve_model
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts
-from virnucpro_core.sequences.pace import about_bases
+from virnucpro_core.sequences.pace import PUBLISHED_PARAMETERS, about_bases
 from virnucpro_core.sequences.tokens import ESM_SPECIAL_TOKENS
 from virnucpro_core.sequences.translate import by_code
 from virnucpro_core.sequences.windows import window_counts
@@ -19,26 +23,8 @@ from virnucpro_core.sequences.windows import window_counts
 SAMPLE = 20_000_000
 """Bases that are translated, about: of a larger input every n-th batch, which is a second."""
 
-
-class Amount(NamedTuple):
-    """Counts of an input. tokens: ESM-2's, of all frames.
-
-    exact: frames and tokens were counted, not scaled up from a sample.
-    """
-
-    contigs: int
-    bases: int
-    windows: int
-    frames: int
-    tokens: int
-    exact: bool
-
-    def __str__(self) -> str:
-        about = "" if self.exact else "about "
-        return (
-            f"{self.contigs:,} contigs, {self.bases:,} bases, {self.windows:,} windows; "
-            f"{about}{self.frames:,} frames, {about}{self.tokens:,} tokens"
-        )
+FP8 = ("l40s", "h100", "h200")
+"""Classes of GPUs that multiply in fp8."""
 
 
 def amount_of(fasta: Sequence[Path], window: int, *, code: str = "1", runs: bool = False) -> Amount:
@@ -65,3 +51,40 @@ def amount_of(fasta: Sequence[Path], window: int, *, code: str = "1", runs: bool
     tokens = residues + ESM_SPECIAL_TOKENS * frames
     exact = seen == windows
     return Amount(contigs, bases, windows, round(frames * scale), round(tokens * scale), exact)
+
+
+def sizes_by_name(name: str, models_dir: Path | None) -> Sizes:
+    """Those of a model at hand, or of a published one that is not here yet.
+
+    Raises what `resolve_model` does of any other.
+    """
+    try:
+        return sizes_of(resolve_model(name, models_dir))
+    except ModelError:
+        root = models_folder(models_dir)
+        if name not in PUBLISHED_WINDOWS or (root is not None and (root / name).exists()):
+            raise
+        return Sizes(name, PUBLISHED_WINDOWS[name], 3328, PUBLISHED_PARAMETERS, 2560)
+
+
+def elsewhere(
+    amount: Amount, sizes: Sizes, precision: str | None, classes: Sequence[str]
+) -> list[Cost]:
+    """What a run of that much work takes on one GPU of each class that has the precision."""
+    able = [kind for kind in classes if precision != "fp8" or kind in FP8]
+    return [on_gpu(amount, sizes, kind, kind, precision or "fp16", 1, None) for kind in able]
+
+
+def record(told: Estimate, others: Sequence[Cost]) -> dict[str, Any]:
+    """All figures, as JSON has them."""
+    return {
+        "model": told.sizes.name,
+        **told.amount._asdict(),
+        "here": told.here._asdict(),
+        "elsewhere": [cost._asdict() for cost in others],
+        "disk": {
+            "while_it_runs": round(told.peak),
+            "results": round(told.results),
+            "free": free_disk(told.output),
+        },
+    }

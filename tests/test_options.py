@@ -17,6 +17,7 @@ import typer
 from test_cli import OUT
 
 from virnucpro_core import __version__, cli
+from virnucpro_core.cli.command import SHARED
 from virnucpro_core.parquet import frame_meta
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -53,7 +54,7 @@ def test_every_option_of_every_command_has_its_test() -> None:
         f"{name} {option.opts[0]}".strip()
         for name, command in _commands(typer.main.get_command(cli.app))
         for option in command.params
-        if option.opts[0].startswith("--")
+        if option.opts[0].startswith("--") and (not name or option not in SHARED)
     }
     assert options - SEEN - ELSEWHERE.keys() == set()
     assert (SEEN | ELSEWHERE.keys()) - options == set()
@@ -131,13 +132,17 @@ def test_bad_arguments_are_refused_before_a_gpu_is_waited_for(
 
 
 @sees("predict", "--output", "--model", "--models-dir", "--precision")
-@sees("predict", "--genetic-code", "--force")
+@sees("predict", "--genetic-code", "--force", "--token-budget", "--gpus")
 def test_predict_options(
     ask: Callable[..., str], run: Run, model: list[object], three: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     settings = [*model, "--precision", "bf16", "--genetic-code", "15"]
-    ask("predict", three, "--output", out, *settings)
+    said = ask(
+        *("predict", three, "--output", out, *settings), *("--token-budget", 300, "--gpus", 3)
+    )
+    assert "in batches of 300 tokens" in said
+    assert "3 GPU(s) asked for, but the CPU works" in said
     about = summary(out)
     assert OUT | {"report.html"} <= {path.name for path in out.iterdir()}
     assert (about["model"], about["precision"]) == ("tiny", "bf16")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Unpack
+from typing import Any, Unpack
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.estimate import amount_in, estimate, sizes_of
-from virnucpro_core.files import keep_apart, locked, made
+from virnucpro_core.files import keep_apart, locked, made, written_aside
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
@@ -49,8 +50,11 @@ def predict(
     models_dir: str | Path | None = None,
     devices: str = "auto",
     precision: str | None = None,
+    token_budget: int | None = None,
+    gpus: int | None = None,
     force: bool = False,
     genetic_code: int | str = 1,
+    configuration: Mapping[str, Any] | None = None,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
@@ -61,7 +65,8 @@ def predict(
     the scores that they keep, without embedding. Without `output`, nothing is kept. genetic_code:
     the number of one of Biopython's tables, or `auto`: one a contig, by its own bases. force runs
     fp8 without a validation, and replaces finished results and a stopped run's work of another
-    input.
+    input. token_budget and gpus are as `engine.embed` takes them. configuration goes into
+    summary.json as it is, and decides nothing.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -114,7 +119,14 @@ def predict(
                 told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
                 for line in told.lines():
                     logger.info("%s", line)
-                embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
+                embed(
+                    *(frames, shard, chosen),
+                    devices=devices,
+                    gpus=gpus,
+                    precision=precision,
+                    force=force,
+                    token_budget=token_budget,
+                )
                 merge([shard], [frames], embeddings)
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
@@ -123,6 +135,7 @@ def predict(
                     sample=sample,
                     **asked,
                 )
+            _record(out, configuration or {})
             write_report([out], out / REPORT)
         return table
 
@@ -174,6 +187,12 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None, code: st
     except InputError:
         return None
     return scores if scores.made == wanted and (out / "contigs.parquet").is_file() else None
+
+
+def _record(out: Path, configuration: Mapping[str, Any]) -> None:
+    summary = {**(read_summary(out) or {}), "configuration": dict(configuration)}
+    with written_aside(out / "summary.json") as aside:
+        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_finished(out: Path, sample: str, criteria: Criteria, rule: ContigRule | None) -> bool:

@@ -24,6 +24,7 @@ Test = TypeVar("Test", bound=Callable[..., None])
 Run = Callable[..., tuple[int, str, str]]
 
 SEEN: set[str] = set()
+CLI = ("test_help", "test_configuration")
 ELSEWHERE = {
     "train --recipe": "test_train.py::test_cli_train_with_an_odd_recipe_exits_2",
     "report --earlier": "test_report.py::test_results_of_earlier_runs_are_named",
@@ -41,18 +42,18 @@ def sees(command: str, *options: str) -> Callable[[Test], Test]:
     return lambda test: test
 
 
-def _commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     yield name, command
     for part, below in getattr(command, "commands", {}).items():
-        yield from _commands(below, f"{name} {part}".strip())
+        yield from commands(below, f"{name} {part}".strip())
 
 
 def test_every_option_of_every_command_has_its_test() -> None:
-    for more in ("test_options_measure", "test_compare", "test_estimate", "test_doctor"):
+    for more in ("test_options_measure", "test_compare", "test_estimate", "test_doctor", *CLI):
         import_module(more)
     options = {
         f"{name} {option.opts[0]}".strip()
-        for name, command in _commands(typer.main.get_command(cli.app))
+        for name, command in commands(typer.main.get_command(cli.app))
         for option in command.params
         if option.opts[0].startswith("--") and (not name or option not in SHARED)
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -20,14 +19,20 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.estimate import amount_in, estimate, sizes_of
-from virnucpro_core.files import keep_apart, locked, made, written_aside
+from virnucpro_core.files import keep_apart, locked, made
 from virnucpro_core.inputs import Input, check_local, identify, read_record, same
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
-from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
+from virnucpro_core.results.kept import (
+    Scores,
+    kept_scores,
+    read_summary,
+    record_configuration,
+    refuse_other,
+)
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
 from virnucpro_core.sequences import codes
@@ -135,7 +140,8 @@ def predict(
                     sample=sample,
                     **asked,
                 )
-            _record(out, configuration or {})
+            if configuration is not None:
+                record_configuration(out, configuration)
             write_report([out], out / REPORT)
         return table
 
@@ -187,12 +193,6 @@ def _kept(out: Path, given: Input, model: Model, precision: str | None, code: st
     except InputError:
         return None
     return scores if scores.made == wanted and (out / "contigs.parquet").is_file() else None
-
-
-def _record(out: Path, configuration: Mapping[str, Any]) -> None:
-    summary = {**(read_summary(out) or {}), "configuration": dict(configuration)}
-    with written_aside(out / "summary.json") as aside:
-        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_finished(out: Path, sample: str, criteria: Criteria, rule: ContigRule | None) -> bool:

@@ -274,13 +274,15 @@ def classify(
 )
 @takes(criteria)
 def call(
+    context: typer.Context,
     results: Annotated[Path, typer.Argument(help="A folder that predict or classify wrote.")],
     **asked: Unpack[Asked],
 ) -> None:
     """Call contigs again from the scores that results keep, in seconds: no model is needed."""
     from virnucpro_core.results.again import call_again
 
-    call_again(results, **asked)
+    called = {key: one for key, one in context.meta[CONFIGURATION].items() if key[:5] == "calls"}
+    call_again(results, called, **asked)
 
 
 @app.command(

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from virnucpro_core.cli.configuration import Setting, keys_of, put_out, settings
-from virnucpro_core.cli.options import RUNNING
+from virnucpro_core.cli.options import RUNNING, Decorator, option_in
 
 RUN, STAGES, MODELS, MEASURE = "Run", "Stages", "Models", "Measure"
 _EVERYWHERE = "Every command"
@@ -21,52 +22,35 @@ _GIVEN = "virnucpro.given"
 CONFIGURATION, SETTINGS = "virnucpro.configuration", "virnucpro.settings"
 """In a context's `meta`: the value of each key of the command, and from where; what was set."""
 
+_everywhere = option_in(_EVERYWHERE)
+
 
 def _shared(
     threads: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Threads of this process on the CPU.",
-            show_default="one a core",
-            rich_help_panel=RUNNING,
-        ),
+        option_in(RUNNING)("Threads of this process on the CPU.", min=1, show_default="one a core"),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            help="A YAML file of settings; see docs/usage.md.", rich_help_panel=_EVERYWHERE
-        ),
+        Path | None, _everywhere("A YAML file of settings; see docs/usage.md.")
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
+        _everywhere(
+            "A setting over those of file and environment; may be repeated.",
             "--set",
             metavar="KEY=VALUE",
-            help="A setting over those of file and environment; may be repeated.",
-            rich_help_panel=_EVERYWHERE,
         ),
     ] = None,
     verbose: Annotated[
         int,
-        typer.Option(
-            "--verbose",
-            "-v",
-            count=True,
-            show_default=False,
-            help="Say more; twice, libraries too.",
-            rich_help_panel=_EVERYWHERE,
+        _everywhere(
+            "Say more; twice, libraries too.", "--verbose", "-v", count=True, show_default=False
         ),
     ] = 0,
     quiet: Annotated[
         int,
-        typer.Option(
-            "--quiet",
-            "-q",
-            count=True,
-            show_default=False,
-            help="Say warnings alone; twice, errors alone.",
-            rich_help_panel=_EVERYWHERE,
+        _everywhere(
+            "Say warnings alone; twice, errors.", "--quiet", "-q", count=True, show_default=False
         ),
     ] = 0,
 ) -> None:
@@ -223,3 +207,12 @@ class Group(_Help, TyperGroup):
         if not ctx.resilient_parsing:
             _typed(self, ctx, args)
         return _without_shared(ctx, super().parse_args(ctx, args))
+
+
+def commands(app: typer.Typer, panel: str) -> Callable[..., Decorator]:
+    """How to add commands of a panel: `@command("an example", …, name=…)`."""
+
+    def command(*examples: str, name: str | None = None) -> Decorator:
+        return app.command(name, cls=Command, rich_help_panel=panel, epilog="\n".join(examples))
+
+    return command

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from virnucpro_core.cli.command import RUN, SETTINGS, Command, Group, as_plain
+from virnucpro_core.cli.command import RUN, SETTINGS, Group, as_plain, commands
 from virnucpro_core.cli.configuration import known_keys
 
 app = typer.Typer(cls=Group, help="Show the settings of a run.")
+command = commands(app, RUN)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=RUN,
-    epilog="""
-    virnucpro config show
-    virnucpro config show --config run.yaml --set embedding.precision=bf16
-    virnucpro config show > run.yaml
-    """,
+@command(
+    "virnucpro config show",
+    "virnucpro config show --config run.yaml --set embedding.precision=bf16",
+    "virnucpro config show > run.yaml",
 )
 def show(context: typer.Context) -> None:
     """Print every setting with its value and where that comes from, as YAML for --config."""

@@ -51,11 +51,13 @@ def keys_of(command: Any) -> dict[str, Any]:
 def known_keys(context: typer.Context) -> dict[str, Any]:
     """The options of all commands that a configuration can set."""
     commands: dict[str, Any] = getattr(context.find_root().command, "commands", {})
-    known: dict[str, Any] = {}
-    for command in commands.values():
-        known = keys_of(command) | known
-    groups = list(GROUPS.values())
-    return dict(sorted(known.items(), key=lambda one: groups.index(one[0][: one[0].find(".") + 1])))
+    return {
+        key: option
+        for panel in GROUPS
+        for command in commands.values()
+        for key, option in keys_of(command).items()
+        if option.rich_help_panel == panel
+    }
 
 
 def _option(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from virnucpro_core.cli import stdin
-from virnucpro_core.cli.command import MEASURE, RUN, Command
+from virnucpro_core.cli.command import MEASURE, RUN, commands
 from virnucpro_core.cli.options import (
     Devices,
     Fasta,
@@ -23,6 +23,8 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import keep_apart, written_aside
 
 app = typer.Typer()
+run = commands(app, RUN)
+measuring = commands(app, MEASURE)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -30,13 +32,9 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MEASURE,
-    epilog="""
-    virnucpro compare before after -o flips.tsv
-    virnucpro compare results sample_virus_summary.tsv
-    """,
+@measuring(
+    "virnucpro compare before after -o flips.tsv",
+    "virnucpro compare results sample_virus_summary.tsv",
 )
 def compare(
     a: Annotated[Path, typer.Argument(help="A folder of results, a contigs.tsv, or a table.")],
@@ -75,13 +73,9 @@ def compare(
         typer.echo(line)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=RUN,
-    epilog="""
-    virnucpro estimate contigs.fa.gz --model virnucpro-500
-    virnucpro estimate contigs.fa.gz --model virnucpro-500 --device-class h100,t4
-    """,
+@run(
+    "virnucpro estimate contigs.fa.gz --model virnucpro-500",
+    "virnucpro estimate contigs.fa.gz --model virnucpro-500 --device-class h100,t4",
 )
 def estimate(
     fasta: Fasta,
@@ -120,11 +114,7 @@ def estimate(
         typer.echo(line)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MEASURE,
-    epilog="virnucpro doctor --models-dir models -o results",
-)
+@measuring("virnucpro doctor --models-dir models -o results")
 def doctor(
     models_dir: ModelsDir = None,
     output: Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from virnucpro_core.cli.command import MEASURE, MODELS, Command
+from virnucpro_core.cli.command import MEASURE, MODELS, commands
 from virnucpro_core.cli.options import (
     Device,
     FrameTable,
@@ -29,6 +29,8 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import locked, made, written_aside
 
 app = typer.Typer()
+modelling = commands(app, MODELS)
+measuring = commands(app, MEASURE)
 
 
 @contextmanager
@@ -41,13 +43,9 @@ def _json_into(path: Path | None) -> Iterator[dict[str, Any]]:
             aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MEASURE,
-    epilog="""
-    virnucpro validate frames.parquet --model virnucpro-500 --models-dir models \\
-        --precision fp16 --against fp32
-    """,
+@measuring(
+    "virnucpro validate frames.parquet --model virnucpro-500 --models-dir models \\",
+    "    --precision fp16 --against fp32",
 )
 def validate(
     frames: FrameTable,
@@ -58,16 +56,10 @@ def validate(
     sample: Annotated[int, typer.Option(min=1, help="Frames to compare, at most.")] = 1000,
     device: Device = "auto",
     min_agreement: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, help="The least share of frames called alike."),
+        float, typer.Option(min=0.0, max=1.0, help="The least share of frames called alike.")
     ] = 0.999,
     min_cosine: Annotated[
-        float,
-        typer.Option(
-            min=-1.0,
-            max=1.0,
-            help="The least cosine of either encoder's embeddings, on every frame.",
-        ),
+        float, typer.Option(min=-1.0, max=1.0, help="The least cosine, of any frame and encoder.")
     ] = 0.999,
     json_file: Json = None,
 ) -> None:
@@ -95,14 +87,7 @@ def validate(
         )
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MEASURE,
-    epilog="""
-    virnucpro benchmark -o figures
-    virnucpro benchmark frames.parquet --section esm2_3b
-    """,
-)
+@measuring("virnucpro benchmark -o figures", "virnucpro benchmark frames.parquet --section esm2_3b")
 def benchmark(
     frames: Annotated[
         list[Path] | None, typer.Argument(help="Frame tables: their lengths are timed as well.")
@@ -123,11 +108,7 @@ def benchmark(
     benchmark(output, device=place, sections=section, tables=frames or (), show=typer.echo)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MEASURE,
-    epilog="virnucpro profile frames.parquet --model mini --json profile.json",
-)
+@measuring("virnucpro profile frames.parquet --model mini --json profile.json")
 def profile(
     frames: FrameTable,
     model: ModelName,
@@ -149,14 +130,10 @@ def profile(
         typer.echo(line)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MODELS,
-    epilog="""
-    virnucpro train --virus viruses.fa --other others.fa -o models/own
-    virnucpro train --virus viruses.gb --other others.gb --encoders virnucpro-500 \\
-        --models-dir models -o own
-    """,
+@modelling(
+    "virnucpro train --virus viruses.fa --other others.fa -o models/own",
+    "virnucpro train --virus viruses.gb --other others.gb --encoders virnucpro-500 \\",
+    "    --models-dir models -o own",
 )
 def train(
     virus: VirusFasta,
@@ -231,14 +208,10 @@ def train(
     typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=MEASURE,
-    epilog="""
-    virnucpro evaluate --virus viruses.fa --other others.fa --model mini -o figures
-    virnucpro evaluate --virus viruses.fa --other others.fa --model mini \\
-        --table genomad=sample_virus_summary.tsv:seq_name,virus_score
-    """,
+@measuring(
+    "virnucpro evaluate --virus viruses.fa --other others.fa --model mini -o figures",
+    "virnucpro evaluate --virus viruses.fa --other others.fa --model mini \\",
+    "    --table genomad=sample_virus_summary.tsv:seq_name,virus_score",
 )
 def evaluate(
     virus: VirusFasta,
@@ -253,10 +226,7 @@ def evaluate(
         ),
     ] = None,
     test_part: Annotated[
-        bool,
-        typer.Option(
-            "--test-part", help="Measure on contigs cut from the groups that `train` held out."
-        ),
+        bool, typer.Option("--test-part", help="Cut contigs from the groups that `train` held out.")
     ] = False,
     bins: Annotated[
         str, typer.Option(help="Lengths of contigs at which rows by length begin.")

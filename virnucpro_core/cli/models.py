@@ -7,18 +7,14 @@ from typing import Annotated
 
 import typer
 
-from virnucpro_core.cli.command import MODELS, Command, Group
+from virnucpro_core.cli.command import MODELS, Group, commands
 from virnucpro_core.cli.options import ModelsDir
 
 app = typer.Typer(cls=Group, help="List, fetch, import and verify models.")
+command = commands(app, MODELS)
 
 
-@app.command(
-    "list",
-    cls=Command,
-    rich_help_panel=MODELS,
-    epilog="virnucpro models list --models-dir models",
-)
+@command("virnucpro models list --models-dir models", name="list")
 def models_list(models_dir: ModelsDir = None) -> None:
     """List the models at hand, and those that can be fetched."""
     from rich.console import Console
@@ -39,11 +35,9 @@ def models_list(models_dir: ModelsDir = None) -> None:
     Console().print(table)
 
 
-@app.command(
-    "fetch",
-    cls=Command,
-    rich_help_panel=MODELS,
-    epilog="virnucpro models fetch virnucpro-500 --models-dir models --classifier 500_model.pth",
+@command(
+    "virnucpro models fetch virnucpro-500 --models-dir models --classifier 500_model.pth",
+    name="fetch",
 )
 def models_fetch(
     name: Annotated[str, typer.Argument(help="virnucpro-300 or virnucpro-500.")],
@@ -69,14 +63,10 @@ def models_fetch(
     typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
 
 
-@app.command(
-    "import",
-    cls=Command,
-    rich_help_panel=MODELS,
-    epilog="""
-    virnucpro models import virnucpro-500 --dnabert-s DNABERT-S --esm2 esm2_t36_3B_UR50D.pt \\
-        --classifier 500_model.pth --models-dir models
-    """,
+@command(
+    "virnucpro models import virnucpro-500 --dnabert-s DNABERT-S --esm2 esm2_t36_3B_UR50D.pt \\",
+    "    --classifier 500_model.pth --models-dir models",
+    name="import",
 )
 def models_import(
     name: Annotated[str, typer.Argument(help="virnucpro-300, virnucpro-500, or one of yours.")],
@@ -105,12 +95,7 @@ def models_import(
     typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
 
 
-@app.command(
-    "verify",
-    cls=Command,
-    rich_help_panel=MODELS,
-    epilog="virnucpro models verify virnucpro-500 --models-dir models",
-)
+@command("virnucpro models verify virnucpro-500 --models-dir models", name="verify")
 def models_verify(
     name: Annotated[str, typer.Argument(help="The name of a model.")], models_dir: ModelsDir = None
 ) -> None:

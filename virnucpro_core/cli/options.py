@@ -22,7 +22,22 @@ MODEL, SPLIT, TRANSLATE, EMBEDDING = "Model", "Split", "Translate", "Embedding"
 CALLS, RUNNING = "Calls", "Running"
 
 
-def takes(options: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def option_in(panel: str) -> Callable[..., Any]:
+    """How to spell an option of a panel: its help first, then as `typer.Option` takes it."""
+
+    def option(help: str, *names: str, **more: Any) -> Any:
+        return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+    return option
+
+
+_model, _split, _embedding, _calls = map(option_in, (MODEL, SPLIT, EMBEDDING, CALLS))
+
+
+def takes(options: Callable[..., None]) -> Decorator:
     """A command's `**keywords` are the parameters of `options`, spelled out for Typer."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -58,74 +73,44 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result g
 Json = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
 ModelName = Annotated[
     str,
-    typer.Option(
-        "--model",
-        help="A model: mini, virnucpro-300, virnucpro-500, or one of your own.",
+    _model(
+        "A model: mini, virnucpro-300, virnucpro-500, or one of your own.",
         autocompletion=_models,
-        rich_help_panel=MODEL,
     ),
 ]
 MaybeModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="Take what is not given from this model.",
-        autocompletion=_models,
-        rich_help_panel=MODEL,
-    ),
+    str | None, _model("Take what is not given from this model.", autocompletion=_models)
 ]
 ModelsDir = Annotated[
     Path | None,
-    typer.Option(
-        help="The folder of models; mini needs none.",
-        show_default="$VIRNUCPRO_MODELS",
-        rich_help_panel=MODEL,
-    ),
+    _model("The folder of models; mini needs none.", show_default="$VIRNUCPRO_MODELS"),
 ]
 Devices = Annotated[
     str,
-    typer.Option(
-        help="What embeds: auto (the GPUs that are free, else the CPU), cuda, cpu, or a list such "
-        "as cuda:0,cuda:1.",
-        rich_help_panel=EMBEDDING,
+    _embedding(
+        "What embeds: auto (the GPUs that are free, else the CPU), cuda, cpu, or a list such as "
+        "cuda:0,cuda:1."
     ),
 ]
-Device = Annotated[
-    str, typer.Option(help="What embeds: auto, cpu or cuda:0.", rich_help_panel=EMBEDDING)
-]
+Device = Annotated[str, _embedding("What embeds: auto, cpu or cuda:0.")]
 PrecisionOption = Annotated[
     Precision | None,
-    typer.Option(
-        help="The arithmetic of the encoders.",
-        show_default="fp32 on a CPU, fp16 on a GPU",
-        rich_help_panel=EMBEDDING,
-    ),
+    _embedding("The arithmetic of the encoders.", show_default="fp32 on a CPU, fp16 on a GPU"),
 ]
 TokenBudget = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="ESM-2 tokens of a batch, at most.",
-        show_default="by the device",
-        rich_help_panel=EMBEDDING,
-    ),
+    int | None, _embedding("ESM-2 tokens of a batch, at most.", min=1, show_default="by the device")
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option(
+    _embedding(
+        "GPUs to take with --device auto or cuda, at most.",
         min=1,
-        help="GPUs to take with --device auto or cuda, at most.",
         show_default="all that are free",
-        rich_help_panel=EMBEDDING,
     ),
 ]
 CheckpointDir = Annotated[
     Path | None,
-    typer.Option(
-        help="Where finished rows are kept.",
-        show_default="beside the output",
-        rich_help_panel=EMBEDDING,
-    ),
+    _embedding("Where finished rows are kept.", show_default="beside the output"),
 ]
 Force = Annotated[
     bool,
@@ -140,20 +125,15 @@ Frames = Annotated[
 ]
 ShardBp = Annotated[
     int | None,
-    typer.Option(
+    _split(
+        "About how many bases make a piece.",
         min=1,
         max=2_000_000_000,  # more of them gain nothing, and a piece has to be worth losing
-        help="About how many bases make a piece.",
         show_default="by --model and --device-class, else 10,000,000",
-        rich_help_panel=SPLIT,
     ),
 ]
 DeviceClassOption = Annotated[
-    DeviceClass,
-    typer.Option(
-        help="With --model, a piece keeps such a device busy for 10 minutes.",
-        rich_help_panel=SPLIT,
-    ),
+    DeviceClass, _split("With --model, a piece keeps such a device busy for 10 minutes.")
 ]
 
 
@@ -167,47 +147,39 @@ def _genetic_code(context: typer.Context, given: str) -> str:
 
 GeneticCode = Annotated[
     str,
-    typer.Option(
-        help="The number of one of Biopython's genetic codes, or auto: 1, 4 or 15 by each contig.",
+    option_in(TRANSLATE)(
+        "The number of one of Biopython's genetic codes, or auto: 1, 4 or 15 by each contig.",
         callback=_genetic_code,
-        rich_help_panel=TRANSLATE,
     ),
 ]
-
-
-def _calls(**more: Any) -> Any:
-    return typer.Option(rich_help_panel=CALLS, **more)
 
 
 def criteria(
     preset: Annotated[
         Preset | None,
-        _calls(
-            help="How sure a call has to be; docs/calls.md has figures.", show_default="balanced"
-        ),
+        _calls("How sure a call has to be; docs/calls.md has figures.", show_default="balanced"),
     ] = None,
     min_score: Annotated[
         float | None,
-        _calls(help="The least score of a virus, above 0 and at most 1, in place of a preset."),
+        _calls("The least score of a virus, above 0 and at most 1, in place of a preset."),
     ] = None,
     max_fdr: Annotated[
         float | None,
-        _calls(help="The greatest false discovery rate of the calls, in place of a preset."),
+        _calls("The greatest false discovery rate of the calls, in place of a preset."),
     ] = None,
-    min_length: Annotated[int, _calls(min=0, help="Shorter contigs get no call, in bases.")] = 0,
+    min_length: Annotated[int, _calls("Bases; shorter contigs get no call.", min=0)] = 0,
     min_evidence: Annotated[
         int | None,
         _calls(
+            "Readable bases in scored windows below which there is no call.",
             min=0,
-            help="Readable bases in scored windows below which there is no call.",
             show_default="by the preset",
         ),
     ] = None,
     prevalence: Annotated[
         str,
         _calls(
-            help="The share of viruses among the sample's contigs: auto, by its scores, or a "
-            "number such as 0.05.",
+            "The share of viruses among the sample's contigs: auto, by its scores, or such as 0.05."
         ),
     ] = "auto",
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Unpack
 import typer
 
 from virnucpro_core.cli import stdin
-from virnucpro_core.cli.command import CONFIGURATION, RUN, STAGES, Command
+from virnucpro_core.cli.command import CONFIGURATION, RUN, STAGES, commands
 from virnucpro_core.cli.options import (
     CheckpointDir,
     DeviceClassOption,
@@ -35,17 +35,15 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.results.criteria import Asked
 
 app = typer.Typer()
+run = commands(app, RUN)
+stage = commands(app, STAGES)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=RUN,
-    epilog="""
-    virnucpro predict contigs.fa.gz -o results --model mini
-    virnucpro predict *.fa -o results --model virnucpro-500 --models-dir models --device cuda:0
-    virnucpro predict contigs.fa -o results --config run.yaml --set calls.preset=sensitive
-    zcat run1.fa.gz run2.fa.gz | virnucpro predict - -o results --model mini
-    """,
+@run(
+    "virnucpro predict contigs.fa.gz -o results --model mini",
+    "virnucpro predict *.fa -o results --model virnucpro-500 --models-dir models --device cuda:0",
+    "virnucpro predict contigs.fa -o results --config run.yaml --set calls.preset=sensitive",
+    "zcat run1.fa.gz run2.fa.gz | virnucpro predict - -o results --model mini",
 )
 @takes(criteria)
 def predict(
@@ -94,13 +92,9 @@ def predict(
         )
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=STAGES,
-    epilog="""
-    virnucpro split contigs.fa.gz -o pieces
-    virnucpro split contigs.fa.gz -o pieces --model virnucpro-500 --device-class h100
-    """,
+@stage(
+    "virnucpro split contigs.fa.gz -o pieces",
+    "virnucpro split contigs.fa.gz -o pieces --model virnucpro-500 --device-class h100",
 )
 def split(
     fasta: Fasta,
@@ -122,19 +116,15 @@ def split(
         typer.echo(cpu_time(fasta, model))
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=STAGES,
-    epilog="""
-    virnucpro translate piece_00001.fasta -o frames.parquet --model mini
-    virnucpro translate contigs.fa -o frames.parquet --window 500 --fasta-dir original
-    """,
+@stage(
+    "virnucpro translate piece_00001.fasta -o frames.parquet --model mini",
+    "virnucpro translate contigs.fa -o frames.parquet --window 500 --fasta-dir original",
 )
 def translate(
     fasta: OneFasta,
     output: Output,
     window: Annotated[
-        int | None, typer.Option(min=3, help="Bases of a window; else those of --model.")
+        int | None, typer.Option(min=3, help="Bases of a window; else by --model.")
     ] = None,
     model: MaybeModel = None,
     models_dir: ModelsDir = None,
@@ -163,11 +153,7 @@ def translate(
     translate(stdin.named([fasta], output), output, window, fasta_dir, genetic_code, runs=runs)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=STAGES,
-    epilog="virnucpro embed frames.parquet -o shard.h5 --model virnucpro-500 --models-dir models",
-)
+@stage("virnucpro embed frames.parquet -o shard.h5 --model virnucpro-500 --models-dir models")
 def embed(
     frames: FrameTable,
     output: Output,
@@ -209,11 +195,7 @@ def _listed(paths: list[Path], suffix: str) -> list[Path]:
     return files
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=STAGES,
-    epilog="virnucpro merge shards --frames frames -o embeddings.h5",
-)
+@stage("virnucpro merge shards --frames frames -o embeddings.h5")
 def merge(
     shards: Annotated[list[Path], typer.Argument(help="Shards of embed, or folders of them.")],
     frames: Frames,
@@ -228,14 +210,7 @@ def merge(
     merge(_listed(shards, ".h5"), _listed(frames, ".parquet"), output, copy=copy)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=STAGES,
-    epilog="""
-    virnucpro classify embeddings.h5 --frames frames --contigs pieces/contigs.parquet -o results \\
-        --model mini
-    """,
-)
+@stage("virnucpro classify all.h5 --frames frames --contigs contigs.parquet -o out --model mini")
 @takes(criteria)
 def classify(
     embeddings: Annotated[Path, typer.Argument(help="The embeddings of merge, or one shard.")],
@@ -264,13 +239,9 @@ def classify(
     )
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=RUN,
-    epilog="""
-    virnucpro call results --preset conservative
-    virnucpro call results --min-score 0.9 --min-length 1000
-    """,
+@run(
+    "virnucpro call results --preset conservative",
+    "virnucpro call results --min-score 0.9 --min-length 1000",
 )
 @takes(criteria)
 def call(
@@ -285,11 +256,7 @@ def call(
     call_again(results, called, **asked)
 
 
-@app.command(
-    cls=Command,
-    rich_help_panel=STAGES,
-    epilog="virnucpro report gut_1 gut_2 -o report.html",
-)
+@stage("virnucpro report gut_1 gut_2 -o report.html")
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
     output: Output,

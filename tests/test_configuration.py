@@ -17,6 +17,8 @@ from virnucpro_core import cli, one_process
 from virnucpro_core.cli.configuration import known_keys, variable
 from virnucpro_core.results.criteria import Asked
 
+pytestmark = pytest.mark.usefixtures("threads")
+
 Ask = Callable[..., str]
 KNOWN = known_keys(typer.Context(typer.main.get_command(cli.app)))
 

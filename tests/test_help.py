@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import torch
 import typer
 from test_cli import virnucpro
 from test_options import Run, commands, sees
@@ -186,23 +188,13 @@ def test_threads_are_those_that_libraries_compute_on(place: str, three: Path) ->
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "1 1 1"
+    assert "1 CPU cores" in run.stdout
 
 
-def test_threads_of_libraries_that_are_loaded_change_too(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pyarrow as pa
-    import torch
-
-    for name in ("OMP", "OPENBLAS", "MKL", "RAYON"):
-        monkeypatch.setenv(f"{name}_NUM_THREADS", "2")
-    before = torch.get_num_threads(), pa.cpu_count()
-    try:
-        assert run("models", "list", "--threads", 3)[0] == 0
-        assert (torch.get_num_threads(), pa.cpu_count()) == (3, 3)
-    finally:
-        torch.set_num_threads(before[0])
-        pa.set_cpu_count(before[1])
+@pytest.mark.usefixtures("threads")
+def test_threads_of_libraries_that_are_loaded_change_too(run: Run) -> None:
+    assert run("models", "list", "--threads", 3)[0] == 0
+    assert (torch.get_num_threads(), pa.cpu_count()) == (3, 3)
     assert run("models", "list", "--threads", 0)[0] == 2
 
 

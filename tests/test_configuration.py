@@ -67,6 +67,17 @@ def test_config_show_says_each_value_and_where_it_comes_from(
     assert shown(ask, "--config", file, "--set", "model=")["model"] == (None, "default")
 
 
+def test_settings_before_and_behind_the_command_count_alike(
+    ask: Ask, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRNUCPRO_THREADS", "2")
+    assert shown(ask)["threads"] == (2, "$VIRNUCPRO_THREADS")
+    words = ["--config", file, "--set", "model=a", "--threads", 1, "config", "show"]
+    before = yaml.safe_load(ask(*words, "--set", "calls.prevalence=0.5"))
+    names = ("model", "calls.prevalence", "calls.preset", "threads")
+    assert [before[name] for name in names] == ["a", "0.5", "sensitive", 1]
+
+
 def test_what_config_show_prints_is_a_configuration(ask: Ask, file: Path, tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(ask("config", "show", "--config", file))
     before, after = (shown(ask, "--config", path) for path in (file, tmp_path / "again.yaml"))
@@ -212,6 +223,10 @@ def test_a_command_without_settings_takes_none(run: Run, file: Path) -> None:
     code, _, err = run("doctor", "--config", file)
     assert code == 2
     assert "No such option: --config" in err
+    for words in (["--config", file], ["--set", "model=mini"]):
+        code, _, err = run(*words, "doctor")
+        assert code == 2
+        assert "--config and --set are for the commands of a run" in err
 
 
 def test_names_are_those_of_the_options_and_of_the_pipeline() -> None:

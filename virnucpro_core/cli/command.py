@@ -22,7 +22,7 @@ _GIVEN = "virnucpro.given"
 CONFIGURATION, SETTINGS = "virnucpro.configuration", "virnucpro.settings"
 """In a context's `meta`: the value of each key of the command, and from where; what was set."""
 
-_everywhere = option_in(_EVERYWHERE)
+_everywhere, _setting = map(option_in, (_EVERYWHERE, "Settings"))
 
 
 def _shared(
@@ -30,13 +30,11 @@ def _shared(
         int | None,
         option_in(RUNNING)("Threads of this process on the CPU.", min=1, show_default="one a core"),
     ] = None,
-    config: Annotated[
-        Path | None, _everywhere("A YAML file of settings; see docs/usage.md.")
-    ] = None,
+    config: Annotated[Path | None, _setting("A YAML file of them; see docs/usage.md.")] = None,
     set_: Annotated[
         list[str] | None,
-        _everywhere(
-            "A setting over those of file and environment; may be repeated.",
+        _setting(
+            "One, over those of file and environment; may be repeated.",
             "--set",
             metavar="KEY=VALUE",
         ),
@@ -54,7 +52,7 @@ def _shared(
         ),
     ] = 0,
 ) -> None:
-    """Options that every command takes, before its name and behind it."""
+    """Options that commands take before their name and behind it."""
 
 
 def _parameters() -> list[Any]:
@@ -176,6 +174,8 @@ class Command(_Help, TyperCommand):
         if self.configured:
             file = Path(given["config"]) if "config" in given else None
             found = put_out(settings(ctx, file, given["set_"]), typed)
+        elif "config" in given or given["set_"]:
+            ctx.fail("--config and --set are for the commands of a run; leave them out.")
         if "threads" in given:  # before the command's name too
             found["threads"] = Setting(given["threads"], "--threads")
         own = keys_of(self)

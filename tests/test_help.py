@@ -53,6 +53,8 @@ def test_help_of_every_command_is_whole(name: str, run: Run) -> None:
     assert " ".join(command.help.partition("\n\n")[0].split()) in " ".join(out.split())
     for option in command.params:
         assert option.help.endswith("."), option.name
+        if option.show_default is True and option.default not in (None, False):
+            assert f"default: {option.default}]" in " ".join(out.split())
         assert option.opts[-1] in out or f"<{option.name.upper()}>" in out
 
 
@@ -81,6 +83,10 @@ def test_help_is_plain_where_colours_are_not_wanted(
     assert "\x1b[" in run("-h")[1]
     monkeypatch.setenv(variable, value)
     assert "\x1b[" not in run("-h")[1]
+
+
+def test_help_says_a_default_of_zero(run: Run) -> None:
+    assert "shorter contigs get no call. [default: 0]" in " ".join(run("call", "-h")[1].split())
 
 
 def test_the_package_runs_as_a_module() -> None:

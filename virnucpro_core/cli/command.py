@@ -103,7 +103,7 @@ def _row(one: Any) -> tuple[str, str]:
     notes = [f"one of {', '.join(choices)}"] if choices else []
     if one.required:
         notes.append("required")
-    elif one.show_default and default not in (None, False):
+    elif one.show_default and default is not None and default is not False:  # 0 is told
         notes.append(f"default: {default}")
     return names, one.help + (f"  [{'; '.join(notes)}]" if notes else "")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sample import FASTA, Sample, viral
@@ -146,6 +147,17 @@ def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         records = (f">{kind}_{n}.1#a\n{coding(rng, ends, 200)}\n" for n in range(40))
         paths[kind].write_text("".join(records))
     return paths
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test makes of this process's threads is undone."""
+    for library in ("OMP", "OPENBLAS", "MKL", "RAYON"):
+        monkeypatch.setenv(f"{library}_NUM_THREADS", "2")
+    before = torch.get_num_threads(), pa.cpu_count()
+    yield
+    torch.set_num_threads(before[0])
+    pa.set_cpu_count(before[1])
 
 
 @pytest.fixture

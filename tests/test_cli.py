@@ -74,7 +74,6 @@ def test_cli_bad_fasta_exits_2_with_one_sentence(
 @pytest.mark.parametrize(
     ("arguments", "code", "pattern"),
     [
-        ([], 2, "Missing command"),
         (["prodict"], 2, "No such command 'prodict'"),
         (["predict", "a.fa", "-o", "out", "--modle", "mini"], 2, "No such option: --modle"),
         (["predict", "a.fa", "-o", "o", "--precison", "fp16"], 2, r"--precision, --preset\)\. S"),

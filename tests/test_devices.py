@@ -157,7 +157,7 @@ def test_cuda_without_a_gpu_is_refused_at_once(tmp_path: Path) -> None:
     start = time.monotonic()
     words = ["embed", "none.parquet", "-o", "none.h5", "--model", "mini"]
     run = subprocess.run(
-        [sys.executable, "-m", "virnucpro_core.cli", *words, "--devices", "cuda"],
+        [sys.executable, "-m", "virnucpro_core.cli", *words, "--device", "cuda"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

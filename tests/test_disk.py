@@ -127,7 +127,7 @@ def test_file_system_without_locks_is_warned_of_and_worked_on(
     library = tmp_path / "lockless.so"
     command = ["cc", "-shared", "-fPIC", "-o", str(library), str(tmp_path / "lockless.c")]
     subprocess.run(command, check=True)
-    words = [str(edge), "-o", str(tmp_path / "out"), "--model", "tiny", "--devices", "cpu"]
+    words = [str(edge), "-o", str(tmp_path / "out"), "--model", "tiny", "--device", "cpu"]
     run = subprocess.run(
         [sys.executable, "-m", "virnucpro_core.cli", "predict", *words],
         capture_output=True,

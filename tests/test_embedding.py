@@ -40,7 +40,7 @@ def read(path: Path) -> tuple[list[str], NDArray[np.float32]]:
 
 def run_embed(frames: Path, output: Path, models_dir: Path, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "virnucpro_core.cli", "embed", str(frames), "-o", str(output)]
-    options = ["--model", "tiny", "--models-dir", str(models_dir), "--devices", "cpu"]
+    options = ["--model", "tiny", "--models-dir", str(models_dir), "--device", "cpu"]
     return subprocess.Popen(
         [*command, *options], stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
     )
@@ -55,7 +55,7 @@ def test_embed_starts_without_torchs_compiler(
         "assert 'torch._dynamo' not in sys.modules, 'it takes a second to import'"
     )
     output = tmp_path / "shard.h5"
-    options = ["--model", "tiny", "--models-dir", str(models_dir), "--devices", "cpu"]
+    options = ["--model", "tiny", "--models-dir", str(models_dir), "--device", "cpu"]
     command = ["embed", str(edge_frames), "-o", str(output), *options]
     subprocess.run([sys.executable, "-c", code, *command], check=True)
     assert output.exists()

@@ -98,7 +98,7 @@ def test_fetch_published_model_verifies_and_predicts_as_its_source(
     calls = []
     for model in ("virnucpro-500", "mini"):
         out = tmp_path / model
-        run = virnucpro("predict", edge, "-o", out, "--model", model, *models, "--devices", "cpu")
+        run = virnucpro("predict", edge, "-o", out, "--model", model, *models, "--device", "cpu")
         assert run.returncode == 0, run.stderr
         # the fetched one has no rule, so it reads no windows without a frame, in other batches
         lines = (out / "prediction_results.txt").read_text().splitlines()

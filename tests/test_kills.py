@@ -36,7 +36,7 @@ class Killed:
         self.output = output
         # spawned workers keep the usual interval
         words = ["0.05" if devices == "cpu" else "2", "embed", str(frames), "-o", str(output)]
-        words += ["--model", "tiny", "--models-dir", str(models_dir), "--devices", devices]
+        words += ["--model", "tiny", "--models-dir", str(models_dir), "--device", devices]
         self._command = [sys.executable, "-c", FLUSHING, *words]
         self.kept = 0
 

@@ -20,6 +20,7 @@ from test_cli import OUT
 
 import virnucpro_core as vnp
 from virnucpro_core import __version__, cli
+from virnucpro_core.cli.command import SHARED
 from virnucpro_core.models import DEFAULT, store
 from virnucpro_core.parquet import frame_meta
 
@@ -27,6 +28,7 @@ Test = TypeVar("Test", bound=Callable[..., None])
 Run = Callable[..., tuple[int, str, str]]
 
 SEEN: set[str] = set()
+CLI = ("test_help", "test_configuration")
 ELSEWHERE = {
     "train --recipe": "test_train.py::test_cli_train_with_an_odd_recipe_exits_2",
     "report --earlier": "test_report.py::test_results_of_earlier_runs_are_named",
@@ -44,20 +46,20 @@ def sees(command: str, *options: str) -> Callable[[Test], Test]:
     return lambda test: test
 
 
-def _commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     yield name, command
     for part, below in getattr(command, "commands", {}).items():
-        yield from _commands(below, f"{name} {part}".strip())
+        yield from commands(below, f"{name} {part}".strip())
 
 
 def test_every_option_of_every_command_has_its_test() -> None:
-    for more in ("test_options_measure", "test_compare", "test_estimate", "test_doctor"):
+    for more in ("test_options_measure", "test_compare", "test_estimate", "test_doctor", *CLI):
         import_module(more)
     options = {
         f"{name} {option.opts[0]}".strip()
-        for name, command in _commands(typer.main.get_command(cli.app))
+        for name, command in commands(typer.main.get_command(cli.app))
         for option in command.params
-        if option.opts[0].startswith("--")
+        if option.opts[0].startswith("--") and (not name or option not in SHARED)
     }
     assert options - SEEN - ELSEWHERE.keys() == set()
     assert (SEEN | ELSEWHERE.keys()) - options == set()
@@ -83,7 +85,7 @@ def test_version_is_printed_and_verbose_says_more(run: Run) -> None:
 def test_one_model_is_the_default_of_commands_python_and_pipeline(edge: Path, run: Run) -> None:
     found = {
         name: option.get_default(typer.Context(command))
-        for name, command in _commands(typer.main.get_command(cli.app))
+        for name, command in commands(typer.main.get_command(cli.app))
         for option in command.params
         if "--model" in option.opts
     }
@@ -164,13 +166,17 @@ def test_bad_arguments_are_refused_before_a_gpu_is_waited_for(
 
 
 @sees("predict", "--output", "--model", "--models-dir", "--precision")
-@sees("predict", "--genetic-code", "--force")
+@sees("predict", "--genetic-code", "--force", "--token-budget", "--gpus")
 def test_predict_options(
     ask: Callable[..., str], run: Run, model: list[object], three: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     settings = [*model, "--precision", "bf16", "--genetic-code", "15"]
-    ask("predict", three, "--output", out, *settings)
+    said = ask(
+        *("predict", three, "--output", out, *settings), *("--token-budget", 300, "--gpus", 3)
+    )
+    assert "in batches of 300 tokens" in said
+    assert "3 GPU(s) asked for, but the CPU works" in said
     about = summary(out)
     assert OUT | {"report.html"} <= {path.name for path in out.iterdir()}
     assert (about["model"], about["precision"]) == ("tiny", "bf16")

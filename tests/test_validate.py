@@ -255,7 +255,7 @@ def test_cli_fp8_without_a_gpu_for_it_is_refused(
 ) -> None:
     model = ["--model", "tiny", "--models-dir", models_dir, "--precision", "fp8", *force]
     for command in (["embed", edge_frames], ["predict", edge]):
-        run = virnucpro(*command, "-o", tmp_path / "out", *model, "--devices", "cpu")
+        run = virnucpro(*command, "-o", tmp_path / "out", *model, "--device", "cpu")
         assert_refused(run, 2, r"fp8 needs a GPU of compute capability 8\.9")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Unpack
+from typing import Any, Unpack
 
 import pyarrow as pa
 
@@ -27,7 +27,13 @@ from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
-from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
+from virnucpro_core.results.kept import (
+    Scores,
+    kept_scores,
+    read_summary,
+    record_configuration,
+    refuse_other,
+)
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
 from virnucpro_core.sequences import codes
@@ -50,8 +56,11 @@ def predict(
     models_dir: str | Path | None = None,
     devices: str = "auto",
     precision: str | None = None,
+    token_budget: int | None = None,
+    gpus: int | None = None,
     force: bool = False,
     genetic_code: int | str = 1,
+    configuration: Mapping[str, Any] | None = None,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
@@ -62,7 +71,8 @@ def predict(
     the scores that they keep, without embedding. Without `output`, nothing is kept. genetic_code:
     the number of one of Biopython's tables, or `auto`: one a contig, by its own bases. force runs
     fp8 without a validation, and replaces finished results and a stopped run's work of another
-    input.
+    input. token_budget and gpus are as `engine.embed` takes them. configuration goes into
+    summary.json as it is, and decides nothing.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -115,7 +125,14 @@ def predict(
                 told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
                 for line in told.lines():
                     logger.info("%s", line)
-                embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
+                embed(
+                    *(frames, shard, chosen),
+                    devices=devices,
+                    gpus=gpus,
+                    precision=precision,
+                    force=force,
+                    token_budget=token_budget,
+                )
                 merge([shard], [frames], embeddings)
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
@@ -124,6 +141,8 @@ def predict(
                     sample=sample,
                     **asked,
                 )
+            if configuration is not None:
+                record_configuration(out, configuration)
             write_report([out], out / REPORT)
         return table
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import logging
 import os
 import resource
 import signal
@@ -19,7 +18,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from virnucpro_core.cli import inspect, measure, models, stages
+from virnucpro_core.cli import config, inspect, measure, models, stages
+from virnucpro_core.cli.command import MODELS, RUN, Group
 from virnucpro_core.errors import (
     ROOM,
     GpuMemoryError,
@@ -32,15 +32,29 @@ from virnucpro_core.files import blamed
 from virnucpro_core.version import __version__
 
 app = typer.Typer(
+    cls=Group,
     help="Find viruses in short metagenomic contigs.",
-    add_completion=False,
+    epilog="""
+    virnucpro predict contigs.fa.gz -o results --model mini
+    virnucpro models fetch virnucpro-500 --models-dir models --classifier 500_model.pth
+    virnucpro predict contigs.fa.gz -o results --model virnucpro-500 --models-dir models
+    virnucpro call results --preset conservative
+
+    `virnucpro COMMAND --help` says more of each command.
+    """,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": lambda name: "device" if name == "devices" else name,
+    },
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(stages.app)
-app.add_typer(inspect.app)
+app.add_typer(models.app, name="models", rich_help_panel=MODELS)
 app.add_typer(measure.app)
-app.add_typer(models.app, name="models")
+app.add_typer(inspect.app)
+app.add_typer(config.app, name="config", rich_help_panel=RUN)
 
 
 def _version(asked: bool) -> None:
@@ -51,11 +65,14 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _main(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", force=True)
-    logging.getLogger("virnucpro").setLevel(logging.DEBUG if verbose else logging.INFO)
+    pass
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)

@@ -8,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from virnucpro_core.cli import stdin
+from virnucpro_core.cli.command import MEASURE, RUN, commands
 from virnucpro_core.cli.options import (
     Devices,
     Fasta,
     GeneticCode,
+    Json,
     ModelName,
     ModelsDir,
     PrecisionOption,
@@ -20,8 +23,8 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import keep_apart, written_aside
 
 app = typer.Typer()
-
-Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here.")]
+run = commands(app, RUN)
+measuring = commands(app, MEASURE)
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -29,7 +32,10 @@ def _write(path: Path, record: dict[str, Any]) -> None:
         aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
-@app.command()
+@measuring(
+    "virnucpro compare before after -o flips.tsv",
+    "virnucpro compare results sample_virus_summary.tsv",
+)
 def compare(
     a: Annotated[Path, typer.Argument(help="A folder of results, a contigs.tsv, or a table.")],
     b: Annotated[Path, typer.Argument(help="Another; geNomad's and VirSorter2's are known.")],
@@ -46,7 +52,7 @@ def compare(
         float, typer.Option(help="With --columns: a virus has at least this score.")
     ] = 0.5,
 ) -> None:
-    """Who agrees on what is a virus, which contigs flipped, and why."""
+    """Tell where two results agree on what is a virus, which contigs flipped, and why."""
     from virnucpro_core.lab import compare as compared
     from virnucpro_core.lab.verdicts import read_verdicts
 
@@ -67,12 +73,15 @@ def compare(
         typer.echo(line)
 
 
-@app.command()
+@run(
+    "virnucpro estimate contigs.fa.gz --model virnucpro-500",
+    "virnucpro estimate contigs.fa.gz --model virnucpro-500 --device-class h100,t4",
+)
 def estimate(
     fasta: Fasta,
     model: ModelName,
     models_dir: ModelsDir = None,
-    devices: Devices = "auto",
+    device: Devices = "auto",
     precision: PrecisionOption = None,
     genetic_code: GeneticCode = "1",
     device_class: Annotated[
@@ -83,13 +92,14 @@ def estimate(
     ] = Path(),
     json_file: Json = None,
 ) -> None:
-    """What `predict` will take: windows, frames, tokens, time, memory and disk."""
+    """Tell what `predict` will take: windows, frames, tokens, time, memory and disk."""
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.estimate import estimate
     from virnucpro_core.lab.estimate import amount_of, elsewhere, record, sizes_by_name
     from virnucpro_core.sequences.pace import FLOPS
 
-    places = parse_devices(devices)
+    places = parse_devices(device)
+    fasta = stdin.named(fasta, output)
     gpus = [name for name in FLOPS if name != "cpu"]
     classes = {"all": gpus, "none": []}.get(device_class, device_class.split(","))
     if odd := set(classes) - set(gpus):
@@ -105,14 +115,14 @@ def estimate(
         typer.echo(line)
 
 
-@app.command()
+@measuring("virnucpro doctor --models-dir models -o results")
 def doctor(
     models_dir: ModelsDir = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Where results would go: its disk and its locks.")
     ] = Path(),
 ) -> None:
-    """What this machine can do and what is missing; exit code 1 where `predict` cannot run."""
+    """Tell what this machine can do and what is missing; exit code 1 where `predict` cannot run."""
     from virnucpro_core.lab.doctor import MISSING, examine
 
     lacking = []

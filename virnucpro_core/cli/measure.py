@@ -10,8 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from virnucpro_core.cli.command import MEASURE, MODELS, commands
 from virnucpro_core.cli.options import (
     Device,
+    FrameTable,
+    Json,
     ModelName,
     ModelsDir,
     MoreOther,
@@ -26,6 +29,8 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import locked, made, written_aside
 
 app = typer.Typer()
+modelling = commands(app, MODELS)
+measuring = commands(app, MEASURE)
 
 
 @contextmanager
@@ -38,24 +43,25 @@ def _json_into(path: Path | None) -> Iterator[dict[str, Any]]:
             aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
-@app.command()
+@measuring(
+    "virnucpro validate frames.parquet --model virnucpro-500 --models-dir models \\",
+    "    --precision fp16 --against fp32",
+)
 def validate(
-    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    frames: FrameTable,
     model: ModelName,
-    precision: Annotated[Precision, typer.Option(help="The one in question.")],
+    precision: Annotated[Precision, typer.Option(help="The precision in question.")],
     against: Annotated[Precision, typer.Option(help="The reference.")] = "fp32",
     models_dir: ModelsDir = None,
     sample: Annotated[int, typer.Option(min=1, help="Frames to compare, at most.")] = 1000,
     device: Device = "auto",
     min_agreement: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of frames called alike.")
+        float, typer.Option(min=0.0, max=1.0, help="The least share of frames called alike.")
     ] = 0.999,
     min_cosine: Annotated[
-        float, typer.Option(min=-1.0, max=1.0, help="Of either encoder, on every frame.")
+        float, typer.Option(min=-1.0, max=1.0, help="The least cosine, of any frame and encoder.")
     ] = 0.999,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Compare a precision with another on a sample of frames; exit code 1 below the bar."""
     from virnucpro_core.embedding.devices import parse_devices
@@ -81,7 +87,7 @@ def validate(
         )
 
 
-@app.command()
+@measuring("virnucpro benchmark -o figures", "virnucpro benchmark frames.parquet --section esm2_3b")
 def benchmark(
     frames: Annotated[
         list[Path] | None, typer.Argument(help="Frame tables: their lengths are timed as well.")
@@ -90,7 +96,7 @@ def benchmark(
         Path | None, typer.Option("--output", "-o", help="Folder for the JSON and the plot.")
     ] = None,
     section: Annotated[
-        list[str] | None, typer.Option(help="Only this part; may be repeated. Default: all.")
+        list[str] | None, typer.Option(help="Only this part; may be repeated.", show_default="all")
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -102,16 +108,14 @@ def benchmark(
     benchmark(output, device=place, sections=section, tables=frames or (), show=typer.echo)
 
 
-@app.command()
+@measuring("virnucpro profile frames.parquet --model mini --json profile.json")
 def profile(
-    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    frames: FrameTable,
     model: ModelName,
     models_dir: ModelsDir = None,
     device: Device = "auto",
     precision: PrecisionOption = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Break one `embed` run into its stages and, on a GPU, its kernels and idle time."""
     from virnucpro_core.embedding.devices import default_precision, parse_devices
@@ -126,7 +130,11 @@ def profile(
         typer.echo(line)
 
 
-@app.command()
+@modelling(
+    "virnucpro train --virus viruses.fa --other others.fa -o models/own",
+    "virnucpro train --virus viruses.gb --other others.gb --encoders virnucpro-500 \\",
+    "    --models-dir models -o own",
+)
 def train(
     virus: VirusFasta,
     other: OtherFasta,
@@ -134,14 +142,16 @@ def train(
     more_virus: MoreVirus = None,
     more_other: MoreOther = None,
     window: Annotated[
-        int | None, typer.Option(min=3, help="Bases of a window: 500, or as the encoders take.")
+        int | None,
+        typer.Option(min=3, help="Bases of a window.", show_default="500, or as the encoders take"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Sizes and schedule, as TOML; default: those of mini. With --encoders also "
-            "'original', as VirNucPro's authors trained."
+            help="Sizes and schedule, as TOML. With --encoders also 'original', as VirNucPro's "
+            "authors trained.",
+            show_default="those of mini",
         ),
     ] = None,
     device: Device = "auto",
@@ -210,7 +220,11 @@ def train(
     typer.echo(json.dumps(record.get("test", record["validation"]), indent=2))
 
 
-@app.command()
+@measuring(
+    "virnucpro evaluate --virus viruses.fa --other others.fa --model mini -o figures",
+    "virnucpro evaluate --virus viruses.fa --other others.fa --model mini \\",
+    "    --table genomad=sample_virus_summary.tsv:seq_name,virus_score",
+)
 def evaluate(
     virus: VirusFasta,
     other: OtherFasta,
@@ -224,7 +238,7 @@ def evaluate(
         ),
     ] = None,
     test_part: Annotated[
-        bool, typer.Option("--test-part", help="Contigs cut from the groups that `train` held out.")
+        bool, typer.Option("--test-part", help="Cut contigs from the groups that `train` held out.")
     ] = False,
     bins: Annotated[
         str, typer.Option(help="Lengths of contigs at which rows by length begin.")

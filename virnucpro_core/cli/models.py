@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from virnucpro_core.cli.command import MODELS, Group, commands
 from virnucpro_core.cli.options import ModelsDir
 
-app = typer.Typer(help="The models at hand.")
+app = typer.Typer(cls=Group, help="List, fetch, import and verify models.")
+command = commands(app, MODELS)
 
 
-@app.command("list")
+@command("virnucpro models list --models-dir models", name="list")
 def models_list(models_dir: ModelsDir = None) -> None:
-    """The models at hand, and those that can be fetched."""
+    """List the models at hand, and those that can be fetched."""
+    from rich.console import Console
+    from rich.table import Table
+
     from virnucpro_core.models.store import CLASSIFIER, PUBLISHED_WINDOWS, list_models
 
     table = Table("model", "window", "values a frame", "encoders", "folder")
@@ -32,15 +35,20 @@ def models_list(models_dir: ModelsDir = None) -> None:
     Console().print(table)
 
 
-@app.command("fetch")
+@command(
+    "virnucpro models fetch virnucpro-500 --models-dir models --classifier 500_model.pth",
+    name="fetch",
+)
 def models_fetch(
     name: Annotated[str, typer.Argument(help="virnucpro-300 or virnucpro-500.")],
     classifier: Annotated[
         str | None, typer.Option(help="The original's .pth: a path or a URL.")
     ] = None,
     models_dir: ModelsDir = None,
-    dnabert_s_revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
-    esm2_revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    dnabert_s_revision: Annotated[
+        str, typer.Option(help="A branch, tag or commit of DNABERT-S.")
+    ] = "main",
+    esm2_revision: Annotated[str, typer.Option(help="A branch, tag or commit of ESM-2.")] = "main",
 ) -> None:
     """Fetch a published model into the models folder, checked and hashed."""
     from virnucpro_core.published.fetch import fetch_model
@@ -55,10 +63,16 @@ def models_fetch(
     typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
 
 
-@app.command("import")
+@command(
+    "virnucpro models import virnucpro-500 --dnabert-s DNABERT-S --esm2 esm2_t36_3B_UR50D.pt \\",
+    "    --classifier 500_model.pth --models-dir models",
+    name="import",
+)
 def models_import(
     name: Annotated[str, typer.Argument(help="virnucpro-300, virnucpro-500, or one of yours.")],
-    dnabert_s: Annotated[Path, typer.Option(help="Folder: config.json, tokenizer.json, weights.")],
+    dnabert_s: Annotated[
+        Path, typer.Option(help="A folder with config.json, tokenizer.json, weights.")
+    ],
     esm2: Annotated[Path, typer.Option(help="fair-esm's .pt, or a Hugging Face folder.")],
     classifier: Annotated[
         Path | None,
@@ -81,9 +95,9 @@ def models_import(
     typer.echo(f"{model.name}: windows of {model.window}, in {model.folder}")
 
 
-@app.command("verify")
+@command("virnucpro models verify virnucpro-500 --models-dir models", name="verify")
 def models_verify(
-    name: Annotated[str, typer.Argument(help="Name of a model.")], models_dir: ModelsDir = None
+    name: Annotated[str, typer.Argument(help="The name of a model.")], models_dir: ModelsDir = None
 ) -> None:
     """Compare a model's files with their recorded sha256."""
     from virnucpro_core.models.store import resolve_model, verify
@@ -93,9 +107,9 @@ def models_verify(
     typer.echo(f"{model.name}: {len(model.weights)} files are as recorded")
 
 
-@app.command("card")
+@command("virnucpro models card mini", name="card")
 def models_card(
-    name: Annotated[str, typer.Argument(help="Name of a model.")], models_dir: ModelsDir = None
+    name: Annotated[str, typer.Argument(help="The name of a model.")], models_dir: ModelsDir = None
 ) -> None:
     """A model's card, as Markdown: its parts, figures, recipe, and the notes of who made it."""
     from virnucpro_core.lab.card import card

@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 import typer
 
+from virnucpro_core.cli import stdin
+from virnucpro_core.cli.command import CONFIGURATION, RUN, STAGES, commands
 from virnucpro_core.cli.options import (
+    CheckpointDir,
     DeviceClassOption,
     Devices,
     Fasta,
     Force,
     Frames,
+    FrameTable,
     GeneticCode,
-    MaxFdr,
-    MinEvidence,
-    MinLength,
-    MinScore,
+    Gpus,
+    MaybeModel,
     ModelName,
     ModelsDir,
     OneFasta,
     Output,
     PrecisionOption,
-    PresetOption,
-    Prevalence,
     Replace,
     ShardBp,
+    TokenBudget,
+    criteria,
+    takes,
 )
 from virnucpro_core.errors import InputError
+from virnucpro_core.results.criteria import Asked
 
 app = typer.Typer()
+run = commands(app, RUN)
+stage = commands(app, STAGES)
 
 
-@app.command()
+@run(
+    "virnucpro predict contigs.fa.gz -o results --model mini",
+    "virnucpro predict *.fa -o results --model virnucpro-500 --models-dir models --device cuda:0",
+    "virnucpro predict contigs.fa -o results --config run.yaml --set calls.preset=sensitive",
+    "zcat run1.fa.gz run2.fa.gz | virnucpro predict - -o results --model mini",
+)
+@takes(criteria)
 def predict(
+    context: typer.Context,
     fasta: Fasta,
     output: Output,
     model: ModelName,
     models_dir: ModelsDir = None,
-    devices: Devices = "auto",
+    genetic_code: GeneticCode = "1",
+    device: Devices = "auto",
     precision: PrecisionOption = None,
+    token_budget: TokenBudget = None,
+    gpus: Gpus = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -48,32 +64,24 @@ def predict(
             help="Replace results and work of another input there; run fp8 without a validation.",
         ),
     ] = False,
-    genetic_code: GeneticCode = "1",
-    preset: PresetOption = None,
-    min_score: MinScore = None,
-    max_fdr: MaxFdr = None,
-    min_length: MinLength = 0,
-    min_evidence: MinEvidence = None,
-    prevalence: Prevalence = "auto",
+    **asked: Unpack[Asked],
 ) -> None:
-    """Call the contigs of a FASTA, all stages at once; run again after a kill, it goes on."""
+    """Call the contigs of FASTA files, all stages at once; run again after a kill, it goes on."""
     from virnucpro_core.one_process import predict
 
     table = predict(
-        fasta,
+        stdin.named(fasta, output),
         model,
         output=output,
         models_dir=models_dir,
-        devices=devices,
+        devices=device,
         precision=precision,
+        token_budget=token_budget,
+        gpus=gpus,
         force=force,
         genetic_code=genetic_code,
-        preset=preset,
-        min_score=min_score,
-        max_fdr=max_fdr,
-        min_length=min_length,
-        min_evidence=min_evidence,
-        prevalence=prevalence,
+        configuration=context.meta[CONFIGURATION],
+        **asked,
     )
     calls = table["call"].to_pylist()
     counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
@@ -84,19 +92,23 @@ def predict(
         )
 
 
-@app.command()
+@stage(
+    "virnucpro split contigs.fa.gz -o pieces",
+    "virnucpro split contigs.fa.gz -o pieces --model virnucpro-500 --device-class h100",
+)
 def split(
     fasta: Fasta,
     output: Output,
     shard_bp: ShardBp = None,
-    model: Annotated[str | None, typer.Option(help="The model that will embed.")] = None,
+    model: MaybeModel = None,
     device_class: DeviceClassOption = "cpu",
     force: Replace = False,
 ) -> None:
-    """Cut FASTA into pieces of whole contigs, with an inventory of every contig."""
+    """Cut FASTA files into pieces of whole contigs, with an inventory of every contig."""
     from virnucpro_core.sequences.pace import auto_shard_bp, cpu_time
     from virnucpro_core.sequences.split import SHARD_BP, split
 
+    fasta = stdin.named(fasta, output)
     if shard_bp is None and model is not None:
         shard_bp = auto_shard_bp(fasta, model, device_class)
     split(fasta, output, shard_bp or SHARD_BP, force=force)
@@ -104,12 +116,17 @@ def split(
         typer.echo(cpu_time(fasta, model))
 
 
-@app.command()
+@stage(
+    "virnucpro translate piece_00001.fasta -o frames.parquet --model mini",
+    "virnucpro translate contigs.fa -o frames.parquet --window 500 --fasta-dir original",
+)
 def translate(
     fasta: OneFasta,
     output: Output,
-    window: Annotated[int | None, typer.Option(min=3, help="Bases of a window.")] = None,
-    model: Annotated[str | None, typer.Option(help="Take both from this model.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=3, help="Bases of a window; else by --model.")
+    ] = None,
+    model: MaybeModel = None,
     models_dir: ModelsDir = None,
     runs: Annotated[
         bool, typer.Option("--runs", help="Read windows without a frame by their longest run.")
@@ -121,7 +138,7 @@ def translate(
 ) -> None:
     """Cut contigs into windows and keep the stop-free ones of their six frames.
 
-    Of a window without any, its longest run of codons, where the model reads such.
+    Of a window without any, its longest run of codons is kept where the model reads such.
     """
     from virnucpro_core.sequences.translate import translate
 
@@ -133,27 +150,21 @@ def translate(
         chosen = resolve_model(model, models_dir)
         window, runs = chosen.window, chosen.rule is not None
     assert window is not None
-    translate([fasta], output, window, fasta_dir, genetic_code, runs=runs)
+    translate(stdin.named([fasta], output), output, window, fasta_dir, genetic_code, runs=runs)
 
 
-@app.command()
+@stage("virnucpro embed frames.parquet -o shard.h5 --model virnucpro-500 --models-dir models")
 def embed(
-    frames: Annotated[Path, typer.Argument(help="Frame table of translate.")],
+    frames: FrameTable,
     output: Output,
     model: ModelName,
     models_dir: ModelsDir = None,
-    devices: Devices = "auto",
+    device: Devices = "auto",
     precision: PrecisionOption = None,
     force: Force = False,
-    checkpoint_dir: Annotated[
-        Path | None, typer.Option(help="Where finished rows are kept; else beside the output.")
-    ] = None,
-    token_budget: Annotated[
-        int | None, typer.Option(min=1, help="ESM-2 tokens of a batch, at most.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs to take with auto or cuda, at most.")
-    ] = None,
+    checkpoint_dir: CheckpointDir = None,
+    token_budget: TokenBudget = None,
+    gpus: Gpus = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
     from virnucpro_core.embedding.engine import embed
@@ -163,7 +174,7 @@ def embed(
         frames,
         output,
         resolve_model(model, models_dir),
-        devices=devices,
+        devices=device,
         gpus=gpus,
         precision=precision,
         force=force,
@@ -184,12 +195,14 @@ def _listed(paths: list[Path], suffix: str) -> list[Path]:
     return files
 
 
-@app.command()
+@stage("virnucpro merge shards --frames frames -o embeddings.h5")
 def merge(
     shards: Annotated[list[Path], typer.Argument(help="Shards of embed, or folders of them.")],
     frames: Frames,
     output: Output,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the embeddings too.")] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the embeddings too, into one self-contained file.")
+    ] = False,
 ) -> None:
     """Check a sample's shards against its frames and join them without copying embeddings."""
     from virnucpro_core.embedding.merge import merge
@@ -197,22 +210,18 @@ def merge(
     merge(_listed(shards, ".h5"), _listed(frames, ".parquet"), output, copy=copy)
 
 
-@app.command()
+@stage("virnucpro classify all.h5 --frames frames --contigs contigs.parquet -o out --model mini")
+@takes(criteria)
 def classify(
-    embeddings: Annotated[Path, typer.Argument(help="Embeddings of merge, or one shard.")],
+    embeddings: Annotated[Path, typer.Argument(help="The embeddings of merge, or one shard.")],
     frames: Frames,
     contigs: Annotated[Path, typer.Option(help="The contigs.parquet of split.")],
     output: Output,
     model: ModelName,
     models_dir: ModelsDir = None,
-    sample: Annotated[str | None, typer.Option(help="Name for the report.")] = None,
-    preset: PresetOption = None,
-    min_score: MinScore = None,
-    max_fdr: MaxFdr = None,
-    min_length: MinLength = 0,
-    min_evidence: MinEvidence = None,
-    prevalence: Prevalence = "auto",
+    sample: Annotated[str | None, typer.Option(help="The sample's name in the report.")] = None,
     force: Replace = False,
+    **asked: Unpack[Asked],
 ) -> None:
     """Score frames and call windows and contigs."""
     from virnucpro_core.models.store import resolve_model
@@ -225,50 +234,38 @@ def classify(
         output,
         resolve_model(model, models_dir),
         sample=sample,
-        preset=preset,
-        min_score=min_score,
-        max_fdr=max_fdr,
-        min_length=min_length,
-        min_evidence=min_evidence,
-        prevalence=prevalence,
         force=force,
+        **asked,
     )
 
 
-@app.command()
+@run(
+    "virnucpro call results --preset conservative",
+    "virnucpro call results --min-score 0.9 --min-length 1000",
+)
+@takes(criteria)
 def call(
+    context: typer.Context,
     results: Annotated[Path, typer.Argument(help="A folder that predict or classify wrote.")],
-    preset: PresetOption = None,
-    min_score: MinScore = None,
-    max_fdr: MaxFdr = None,
-    min_length: MinLength = 0,
-    min_evidence: MinEvidence = None,
-    prevalence: Prevalence = "auto",
+    **asked: Unpack[Asked],
 ) -> None:
     """Call contigs again from the scores that results keep, in seconds: no model is needed."""
     from virnucpro_core.results.again import call_again
 
-    call_again(
-        results,
-        preset=preset,
-        min_score=min_score,
-        max_fdr=max_fdr,
-        min_length=min_length,
-        min_evidence=min_evidence,
-        prevalence=prevalence,
-    )
+    called = {key: one for key, one in context.meta[CONFIGURATION].items() if key[:5] == "calls"}
+    call_again(results, called, **asked)
 
 
-@app.command()
+@stage("virnucpro report gut_1 gut_2 -o report.html")
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders that classify wrote.")],
     output: Output,
     earlier: Annotated[
         list[str] | None,
-        typer.Option(help="A folder of results beside the page."),
+        typer.Option(help="A folder of earlier results beside the page; may be repeated."),
     ] = None,
 ) -> None:
-    """One self-contained page for all samples of a run."""
+    """Write one self-contained page for all samples of a run."""
     from virnucpro_core.results.report import write_report
 
     write_report(results, output, earlier=earlier or ())

@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 
 from virnucpro_core.errors import InputError, StoppedError, VirNucProError
+from virnucpro_core.sequences.pace import cores
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -116,7 +117,7 @@ def _work(
     report, log, level = worker
     _log_into(log, device, level)
     if device == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))
+        torch.set_num_threads(max(1, cores() // world))
     try:
         with stop_on_signal() as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import pyarrow as pa
 
@@ -12,14 +13,17 @@ from virnucpro_core.files import locked
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.results.classify import call
 from virnucpro_core.results.criteria import Asked, check, criteria_for
-from virnucpro_core.results.kept import kept_scores, read_summary
+from virnucpro_core.results.kept import kept_scores, read_summary, record_configuration
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT
 
 
-def call_again(out: Path, **asked: Unpack[Asked]) -> pa.Table:
+def call_again(
+    out: Path, configuration: Mapping[str, Any] | None = None, **asked: Unpack[Asked]
+) -> pa.Table:
     """Call the contigs of results by other criteria, as `criteria.criteria_for` takes them.
 
+    configuration: in summary.json it replaces what the results were made with, key by key.
     Returns the table of contigs (`schema.CONTIGS`). Rewrites the files of `out`, and its page
     where it has one. Raises InputError for a folder without results of this version, BusyError
     while another process works there; the results then are as they were.
@@ -43,6 +47,9 @@ def call_again(out: Path, **asked: Unpack[Asked]) -> pa.Table:
             rule=rule,
             sample=str(summary.get("sample")),
         )
+        before = summary.get("configuration")
+        if isinstance(before, dict):
+            record_configuration(out, {**before, **(configuration or {})})
         if paged:
             write_report([out], out / REPORT)
     return table

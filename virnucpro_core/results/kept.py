@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import blame_machine
+from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.inputs import Input, same
 from virnucpro_core.parquet import frame_batches
 from virnucpro_core.results.calls import Float32Array
@@ -47,6 +47,13 @@ def read_summary(out: Path) -> dict[str, Any] | None:
         blame_machine(error, path)
         return {}
     return summary if isinstance(summary, dict) else {}
+
+
+def record_configuration(out: Path, configuration: Mapping[str, Any]) -> None:
+    """Add to a folder's summary.json what a command worked with: `{key: {"value", "from"}}`."""
+    summary = {**(read_summary(out) or {}), "configuration": dict(configuration)}
+    with written_aside(out / "summary.json") as aside:
+        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def refuse_other(out: Path, given: Input, *, force: bool) -> None:

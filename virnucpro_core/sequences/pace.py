@@ -82,7 +82,9 @@ def cpu_seconds(tokens: float, parameters: float) -> float:
 
 
 def cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """What this process computes on: its cores, or as many threads as it was told to take."""
+    seen, told = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
+    return min(seen, max(1, int(told))) if told.isdecimal() else seen
 
 
 def in_words(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ def identity(path: Path) -> None:
             layer.bias.zero_()
     state = model.state_dict() | {"bn1.running_var": torch.full((2,), 1 - 1e-5)}
     save_file(state, path)
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Every file of results by its name; of summary.json what does not tell when they were made."""
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
+    found["summary.json"] = {**json.loads(found["summary.json"]), "ran": None}
+    return found
 
 
 class Sample:

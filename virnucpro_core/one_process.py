@@ -27,6 +27,7 @@ from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
+from virnucpro_core.results.ran import Clock
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
 from virnucpro_core.sequences import codes
@@ -103,6 +104,7 @@ def predict(
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
                 contigs = work / "contigs.parquet"
+                clock = Clock()
                 translate(
                     split(paths, work, given=given, force=True),
                     frames,
@@ -110,17 +112,20 @@ def predict(
                     code=code,
                     runs=chosen.rule is not None,
                 )
+                clock.end("translate")
                 amount = amount_in(contigs, frames, chosen.window)
                 told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
                 for line in told.lines():
                     logger.info("%s", line)
                 embed(frames, shard, chosen, devices=devices, precision=precision, force=force)
+                clock.end("embed")
                 merge([shard], [frames], embeddings)
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
                     given=given,
                     force=force,
                     sample=sample,
+                    seconds=clock.seconds,
                     **asked,
                 )
             write_report([out], out / REPORT)

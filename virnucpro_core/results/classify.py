@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -44,6 +45,7 @@ from virnucpro_core.results.contigs import (
 )
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, refuse_other
+from virnucpro_core.results.ran import ran
 from virnucpro_core.results.tables import ResultFiles
 from virnucpro_core.sequences.frames import is_run
 from virnucpro_core.sequences.windows import Int64Array
@@ -204,7 +206,7 @@ def score(
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
-    return Scores(_score(tables, classifier), made, list(source.used()), read_with), given
+    return Scores(_score(tables, classifier), made, list(source.used()), read_with, []), given
 
 
 def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
@@ -247,12 +249,13 @@ def classify(
     sample: str | None = None,
     given: Input | None = None,
     force: bool = False,
+    seconds: Mapping[str, float] | None = None,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Score every frame, call every contig of the inventory, and write the result files to `out`.
 
     given: what to record as the input in place of the frame tables. Results of another input in
-    `out` are replaced only if force is set. asked: as `criteria.criteria_for` takes it.
+    `out` are replaced only if force is set. seconds: of the stages before, if known.
 
     Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
     results of another input and for criteria that the model cannot be called by.
@@ -261,7 +264,8 @@ def classify(
     keep_apart(out / "frames.parquet", frames)
     scores, tables = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
-    return call(*(scores, contigs, out, given or tables), criteria, rule=model.rule, sample=sample)
+    parts = (scores, contigs, out, given or tables)
+    return call(*parts, criteria, rule=model.rule, sample=sample, seconds=seconds)
 
 
 def call(
@@ -273,6 +277,7 @@ def call(
     *,
     rule: ContigRule | None,
     sample: str | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> pa.Table:
     """Call every contig of the inventory by the scores of its frames; write the files to `out`.
 
@@ -281,9 +286,11 @@ def call(
     `legacy.HighestScores`).
 
     given: the input that summary.json records. rule: the model's for contigs, if it has one.
+    seconds: of the stages before, which it records too.
     Returns the table of contigs (`schema.CONTIGS`), in input order. Raises InputError for frames
     that the inventory does not have.
     """
+    began = time.perf_counter()
     scored = _ByContig(scores)
     counts: Counter[str] = Counter()
     rows: list[pa.RecordBatch] = []
@@ -311,6 +318,7 @@ def call(
         table, proviruses, about = decide(whole, stretches, criteria, rule)
         files.write_contigs(table, proviruses, contigs)
         summary = _summary(table, counts)
+        own = {"call" if scores.ran else "classify": time.perf_counter() - began}
         files.finish(
             {
                 "format": 2,
@@ -323,6 +331,7 @@ def call(
                 "embedded_on": scores.used,
                 "contigs_read_with": scores.read_with,
                 "version": __version__,
+                "ran": [*scores.ran, ran({**(seconds or {}), **own})],
                 **summary,
             }
         )

@@ -34,6 +34,7 @@ class Scores(NamedTuple):
     made: dict[str, Any]
     used: list[Any]
     read_with: dict[str, int]
+    ran: list[Any]
 
 
 def read_summary(out: Path) -> dict[str, Any] | None:
@@ -78,4 +79,5 @@ def kept_scores(out: Path) -> Scores:
 
     summary = read_summary(out) or {}
     used, read_with = summary.get("embedded_on", []), summary.get("contigs_read_with", {})
-    return Scores(batches(), made, used, read_with)
+    ran = summary.get("ran", [])
+    return Scores(batches(), made, used, read_with, ran if isinstance(ran, list) else [])

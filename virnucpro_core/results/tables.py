@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
@@ -234,18 +234,8 @@ _CALLED = _SHARES[:4]
 
 def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Stream a contigs.tsv as rows of `calls.CONTIGS`; InputError when it is none."""
-    try:
-        reader = pacsv.open_csv(
-            path,
-            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=pacsv.ConvertOptions(
-                column_types=CONTIGS,
-                include_columns=CONTIGS.names,
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
-        for batch in reader:
+    with _read(path):
+        for batch in pacsv.open_csv(path, **_options(CONTIGS)):
             if any(batch[name].null_count for name in _ALWAYS):
                 raise ValueError("a cell is empty")
             if not set(batch["call"].unique().to_pylist()) <= set(CALLS):
@@ -258,14 +248,45 @@ def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 if name in _CALLED and pc.any(pc.and_(called, pc.is_null(batch[name]))).as_py():
                     raise ValueError(f"a {name} does not fit its call")
             yield batch
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    return {
+        "parse_options": pacsv.ParseOptions(delimiter="\t", quote_char=False),
+        "convert_options": pacsv.ConvertOptions(
+            column_types=schema,
+            include_columns=schema.names,
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    }
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """InputError for what goes wrong in reading a table."""
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; classify the sample again.") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         blame_machine(error, path)
         said = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: is no contigs.tsv of ours ({said:.200}); classify again."
+            f"{path}: is no {path.name} of ours ({said:.200}); classify again."
         ) from None
+
+
+def read_regions(path: Path) -> list[dict[str, Any]]:
+    """The rows of a regions.tsv, none where there is no such file; InputError for another file."""
+    if not path.exists():
+        return []
+    with _read(path):
+        table = pacsv.read_csv(path, **_options(REGIONS))
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a cell is empty")
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
 
 
 def read_contigs(path: Path) -> pa.Table:

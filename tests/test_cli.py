@@ -179,7 +179,8 @@ def test_cli_stage_by_stage_gives_what_predict_gives(
     ]
     assert calls[0] == calls[1]
     columns = pq.read_schema(whole / "frames.parquet").names
-    assert columns[-3:] == ["score_other", "score_virus", "call"]
+    scores = ["score_other", "score_virus", "call", "score_nucleotide", "score_protein"]
+    assert columns[-5:] == scores
 
 
 def test_predict_from_python_gives_the_table_of_contigs(

@@ -44,6 +44,7 @@ from virnucpro_core.results.contigs import (
     viral_stretches,
 )
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
+from virnucpro_core.results.halves import Halves, hidden_halves
 from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.ran import ran
 from virnucpro_core.results.tables import ResultFiles
@@ -154,9 +155,10 @@ class _ByContig:
 
 
 def _score(
-    tables: Sequence[Embedded], classifier: MLPClassifier
+    tables: Sequence[Embedded], classifier: MLPClassifier, model: Model
 ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-    """Rows of the tables with their probabilities (N, 2) of other and virus."""
+    """Rows of the tables with their probabilities of other and virus and by each half (N, 4)."""
+    halves = Halves(classifier, *hidden_halves(model, [source for _, source in tables], ROWS))
     for table, source in tables:
         at = 0
         with open_h5(source.path) as file:
@@ -169,7 +171,7 @@ def _score(
                     )
                 with torch.inference_mode():
                     logits = classifier(torch.from_numpy(embeddings))
-                    scores: Float32Array = logits.softmax(1).numpy()
+                    scores = np.hstack([logits.softmax(1).numpy(), halves.scores(embeddings)])
                 if not np.isfinite(scores).all():
                     raise ModelError(
                         "the classifier gives scores that are not finite; import it again."
@@ -206,7 +208,8 @@ def score(
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
-    return Scores(_score(tables, classifier), made, list(source.used()), read_with, []), given
+    batches = _score(tables, classifier, model)
+    return Scores(batches, made, list(source.used()), read_with, []), given
 
 
 def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:

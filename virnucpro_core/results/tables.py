@@ -26,10 +26,12 @@ from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame
 from virnucpro_core.results.contigs import Region
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import CONTIGS, REGIONS, SCORED, WINDOWS
+from virnucpro_core.schema import CONTIGS, HALVES, REGIONS, SCORED, WINDOWS
 from virnucpro_core.sequences.frames import is_run
 
 _GFF_SAFE = "".join(map(chr, range(33, 127))).translate(str.maketrans("", "", ";=&,%>"))
+
+_WRITTEN = pa.schema([*SCORED, *HALVES])
 
 REPORT = "report.html"
 """The page of these results alone, which `predict` makes."""
@@ -93,7 +95,7 @@ class ResultFiles:
             self._inventory = stack.enter_context(written_aside(self._out / "contigs.parquet"))
             self._inventory.touch()
             aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
-            self._frames = stack.enter_context(table_writer(aside, SCORED))
+            self._frames = stack.enter_context(table_writer(aside, _WRITTEN))
             self._contigs.write("\t".join(CONTIGS.names) + "\n")
             self._windows.write("\t".join(WINDOWS) + "\n")
             self._stack = stack.pop_all()
@@ -119,13 +121,14 @@ class ResultFiles:
         return stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
 
     def write_frames(self, frames: pa.RecordBatch, scores: Float32Array) -> None:
-        """Rows of a frame table with their scores (N, 2) of (other, virus)."""
+        """Rows of a frame table with their scores (N, 4), as `kept.Scores` has them."""
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
-        columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
-        self._frames.write(pa.record_batch(columns, schema=SCORED))
+        other, virus, *halves = scores.T
+        columns = (pa.array(column) for column in (other, virus, call, *halves))
+        self._frames.write(pa.record_batch([*frames.columns, *columns], schema=_WRITTEN))
         whole = pc.invert(is_run(frames["frame"]))
         ids = frames["frame_id"].filter(whole).to_pylist()
-        self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False)])
+        self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False), :2])
 
     def write_windows(self, inventory: pa.RecordBatch, calls: WindowCalls) -> None:
         """A batch of the inventory's windows."""

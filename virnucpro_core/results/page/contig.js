@@ -98,7 +98,7 @@ function halves(windows) {
     bar.firstChild.style.width = `${(100 * viral) / windows.length}%`;
     return make("tr", {}, make("th", { scope: "row", text: label }), make("td", {}, bar), make("td", { class: "num", text: `${number(viral)} of ${number(windows.length)}` }));
   });
-  const table = make("table", { class: "halves" }, make("caption", { text: "Windows that are viral" }), make("tbody", {}, ...bars));
+  const table = make("table", { class: "halves" }, make("caption", { text: "Windows that are viral by their nucleotides (DNABERT-S) and their protein (ESM-2), and with either hidden" }), make("tbody", {}, ...bars));
   return [make("h3", { text: "What speaks for it" }), table];
 }
 

@@ -194,7 +194,7 @@ def test_the_view_of_a_contig_is_what_the_tables_say(tab: Browser, tmp_path: Pat
     viral = tab.run("document.querySelectorAll('#contig-body details tr.virus').length")
     assert viral == sum(row["call"] == "virus" for row in table)
     frames = tab.run("document.querySelectorAll('.map rect:not(.lane)').length")
-    assert frames == 3 + sum(int(row["frames"]) for row in table)
+    assert frames == 3 * 3 + sum(int(row["frames"]) for row in table)
     assert tab.said == []
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -447,6 +448,11 @@ def test_views_beyond_what_a_page_holds_go_to_viral_contigs_first(
     calls = {page.about["calls"][row["call"]] for row in page.contigs if row["view_rows"]}
     assert calls == {"virus"}
     assert 0 < page.about["views"] < len(page.contigs)
+
+
+def test_report_is_written_without_torch() -> None:
+    script = "import sys, virnucpro_core.results.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:

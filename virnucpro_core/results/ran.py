@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from virnucpro_core.version import __version__
 
 
@@ -34,6 +32,8 @@ def ran(seconds: Mapping[str, float]) -> dict[str, Any]:
 
     command: None where the caller is no command of ours, but Python.
     """
+    import torch  # the page, which only reads such records, does without
+
     versions = {"virnucpro": __version__, "python": platform.python_version()}
     versions["torch"] = str(torch.__version__)
     if torch.version.cuda is not None:

@@ -65,7 +65,7 @@ function sentences(contigs, row, windows) {
   const where = !viral || !strands.size ? "" : strands.size === 2 ? ", on both strands" : strands.has("F") ? ", on the forward strand alone" : ", on the reverse strand alone";
   const by_rate = call === "other" && score >= criteria.min_score && criteria.max_fdr !== null;
   const against = by_rate
-    ? `its FDR of ${contigs.fdr[row].toPrecision(2)} is above the ${criteria.max_fdr} allowed`
+    ? `its FDR of ${rate(contigs.fdr[row])} is above the ${criteria.max_fdr} allowed`
     : `its score of ${share(score)} ${call === "virus" ? "reaches" : "stays below"} ${line}`;
   const said = [`${LABELS[call]}: ${number(viral)} of ${plural(scored, "scored window")} ${viral === 1 ? "is" : "are"} viral${where}; ${against}.`];
   const framed = windows?.filter(one => one.frames.some(frame => FRAME_LANES.includes(frame.frame))).length;
@@ -76,17 +76,16 @@ function sentences(contigs, row, windows) {
 
 function facts(contigs, row) {
   const value = (name, text) => make("div", {}, make("dt", { text: name }), make("dd", { text }));
-  const rate = key => (Number.isNaN(contigs[key][row]) ? null : contigs[key][row].toPrecision(3));
   const rows = [
     ["Length", `${number(contigs.length[row])} b`],
     ["Score", share(contigs.score[row]) || "none"],
-    ["Probability", rate("probability")],
-    ["FDR", rate("fdr")],
+    ["Probability", rate(contigs.probability[row])],
+    ["FDR", rate(contigs.fdr[row])],
     ["Windows scored", `${number(contigs.scored_windows[row])} of ${number(contigs.windows[row])}`],
     ["Evidence", `${number(contigs.evidence_bp[row])} b`],
     ["Frames", number(contigs.frames[row])],
   ];
-  return make("dl", { class: "pairs" }, ...rows.filter(([, text]) => text !== null).map(pair => value(...pair)));
+  return make("dl", { class: "pairs" }, ...rows.filter(([, text]) => text).map(pair => value(...pair)));
 }
 
 // Windows that are viral by both halves of the classifier's input, and by each alone.
@@ -153,7 +152,7 @@ function map(windows, stretches, length, width) {
     y += height + 2;
   }
   y += 3;
-  const step = roundStep(length / Math.max(2, Math.floor((right - left) / 110)));
+  const step = roundStep(length / Math.max(2, Math.floor((right - left) / 80)));
   svg.append(make("line", { class: "axis", x1: left, x2: right, y1: y, y2: y }));
   for (let base = 0; base <= length; base += step) {
     svg.append(make("line", { class: "axis", x1: at(base), x2: at(base), y1: y, y2: y + 4 }));

@@ -78,6 +78,7 @@ async function readRegions(row) {
 const whole = new Intl.NumberFormat("en-US");
 const number = value => whole.format(value);
 const share = value => (Number.isNaN(value) ? "" : value.toFixed(4));
+const rate = value => (Number.isNaN(value) ? "" : value < 0.001 ? "<0.001" : value.toFixed(3));
 const LABELS = { virus: "Virus", other: "Other", no_call: "No call" };
 const callOf = (contigs, row) => about.calls[contigs.call[row]];
 const reasonOf = (contigs, row) => (about.reasons[contigs.reason[row]] ?? "").replaceAll("_", " ");

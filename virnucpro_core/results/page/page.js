@@ -132,6 +132,7 @@ async function begin() {
   $("tools").hidden = false;
   refilter();
   document.body.dataset.ready = "yes";
+  performance.mark("table");
   await show();
 }
 

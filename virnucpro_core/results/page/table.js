@@ -147,7 +147,7 @@ class ContigTable {
       call: () => [chip(call), make("span", { class: "dim", text: reasonOf(contigs, row) })],
       length: () => [number(contigs.length[row])],
       score: () => [share(contigs.score[row])],
-      fdr: () => [Number.isNaN(contigs.fdr[row]) ? "" : contigs.fdr[row].toPrecision(2)],
+      fdr: () => [rate(contigs.fdr[row])],
       viral: () => [contigs.scored_windows[row] ? `${number(contigs.viral_windows[row])} of ${number(contigs.scored_windows[row])}` : ""],
       evidence_bp: () => [number(contigs.evidence_bp[row])],
       frames: () => [number(contigs.frames[row])],

@@ -3,8 +3,8 @@
     python benchmarks/page.py contigs.fa.gz --contigs 100000 --json docs/benchmarks/page.json
 
 The contigs are those of the FASTA over and over, each turned round at a place of its own, with
-made-up scores; all else is what `translate`, `classify` and `report` write. Needs Chromium, which it
-drives without a window.
+made-up scores; all else is what `translate`, `classify` and `report` write. Needs Chromium, driven
+without a window.
 """
 
 from __future__ import annotations

@@ -115,6 +115,25 @@ def test_a_bar_a_dot_and_a_tile_lead_to_their_contigs(page: Browser) -> None:
         assert page.run("document.querySelector('[name=call]:checked').value") == wanted["call"]
 
 
+def test_a_bar_is_reached_and_followed_by_keys(page: Browser) -> None:
+    page.run("document.querySelector('svg [tabindex=\"0\"]').focus()")
+    page.press("ArrowRight", 39)
+    title = page.run("document.activeElement.querySelector('title').textContent")
+    page.press("Enter", 13)
+    assert page.run(NUMBER).split()[0] == title.split()[0]
+
+
+def test_damaged_data_are_said_so_on_the_page(tab: Browser, many: Path, tmp_path: Path) -> None:
+    text = many.read_text()
+    (tmp_path / "cut.html").write_text(
+        text.replace('id="data-contigs">H4s', 'id="data-contigs">XXX')
+    )
+    tab("Page.navigate", url=(tmp_path / "cut.html").as_uri())
+    tab.until("document.getElementById('none')?.textContent.includes('cannot be read')")
+    assert tab.said
+    tab.said.clear()
+
+
 def test_a_contig_opens_by_the_keyboard_and_closes_again(page: Browser) -> None:
     page.run("document.getElementById('contig-table').focus()")
     page.press("ArrowDown", 40)
@@ -173,6 +192,8 @@ def test_the_view_of_a_contig_is_what_the_tables_say(tab: Browser, tmp_path: Pat
     fasta = f">v1\n{OPEN}{STOPS}{OPEN}{OPEN[:20]}\n>stops\n{STOPS}\n"
     sample = Sample(tmp_path, fasta, lambda name: (1.0, 2.0 if "chunk_1" in name else 0.0))
     sample.classify(min_score=0.1)
+    with (tmp_path / "out/regions.tsv").open("a") as handle:
+        handle.write("v1\t30\t60\t30\t1\t0.5\tprovirus\n")
     write_report([tmp_path / "out"], tmp_path / "report.html")
     tab.open(tmp_path / "report.html", "#contig/out/v1")
     tab.until("document.getElementById('contig').dataset.shown !== undefined")
@@ -193,7 +214,9 @@ def test_the_view_of_a_contig_is_what_the_tables_say(tab: Browser, tmp_path: Pat
     ]
     viral = tab.run("document.querySelectorAll('#contig-body details tr.virus').length")
     assert viral == sum(row["call"] == "virus" for row in table)
-    frames = tab.run("document.querySelectorAll('.map rect:not(.lane)').length")
+    assert "31–60 (1 window)" in tab.run("document.getElementById('contig-body').textContent")
+    assert tab.run("document.querySelectorAll('.map .region').length") == 1
+    frames = tab.run("document.querySelectorAll('.map rect:not(.lane, .region)').length")
     assert frames == 3 * 3 + sum(int(row["frames"]) for row in table)
     assert tab.said == []
 

@@ -61,7 +61,7 @@ def _share(share: float | None, source: str | None, contigs: int) -> str | None:
     why = {
         "estimated": f"estimated from the scores of {int(contigs):,} contigs",
         "given": "as it was given",
-        "prior": f"the model's own, since {int(contigs):,} contigs are too few for an estimate",
+        "prior": f"the model's own: {int(contigs):,} scored contigs are too few for an estimate",
     }
     return None if share is None or source is None else f"{float(share):.3g}, {why[source]}"
 

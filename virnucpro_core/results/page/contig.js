@@ -195,6 +195,8 @@ async function showContig(body, contigs, row) {
   const [frames, stretches] = await Promise.all([rows ? readFrames(contigs.view_at[row], rows) : null, readRegions(row)]);
   const windows = frames && windowsOf(frames, contigs.length[row], sampleOf(contigs, row).window);
   const [first, ...rest] = sentences(contigs, row, windows);
+  if (stretches.length)
+    rest.unshift(`Within it, viral: ${stretches.map(([start, end, count]) => `${number(start + 1)}–${number(end)} (${plural(count, "window")})`).join(", ")}.`);
   body.replaceChildren(make("p", { class: "says", text: first }), ...rest.map(text => make("p", { class: "dim", text })), facts(contigs, row));
   if (!windows) {
     if (contigs.scored_windows[row]) body.append(make("p", { class: "dim", text: `This page holds the frames of ${number(about.views)} contigs, this one's not; they are in frames.parquet and windows.tsv beside contigs.tsv.` }));

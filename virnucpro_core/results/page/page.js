@@ -54,7 +54,18 @@ async function begin() {
     scroll.focus({ preventScroll: true });
   };
   document.addEventListener("click", lead);
-  document.addEventListener("keydown", event => event.target.closest?.("svg") && lead(event));
+  // In a chart Tab stops once; arrow keys go from bar to bar.
+  document.addEventListener("keydown", event => {
+    const bar = event.target.closest?.("svg [tabindex]");
+    if (!bar) return;
+    const bars = [...bar.closest("svg").querySelectorAll("[tabindex]")];
+    const next = bars[bars.indexOf(bar) + { ArrowLeft: -1, ArrowRight: 1 }[event.key]];
+    if (!next) return lead(event);
+    event.preventDefault();
+    bar.setAttribute("tabindex", -1);
+    next.setAttribute("tabindex", 0);
+    next.focus();
+  });
 
   const dialog = $("contig");
   let redraw = () => {};
@@ -136,5 +147,13 @@ async function begin() {
   await show();
 }
 
-if ("DecompressionStream" in window) begin();
-else $("none").textContent = "This browser is too old to unpack the table; one of 2023 or later shows it.";
+const cannot = why => {
+  $("none").hidden = false;
+  $("none").textContent = why;
+};
+if ("DecompressionStream" in window)
+  begin().catch(error => {
+    cannot(`The table of this page cannot be read (${error.message}); write the page again with virnucpro report.`);
+    throw error;
+  });
+else cannot("This browser is too old to unpack the table; one of 2023 or later shows it.");

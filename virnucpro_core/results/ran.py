@@ -61,8 +61,8 @@ def read_ran(said: Any) -> list[dict[str, Any]]:
         {
             "command": None if one["command"] is None else str(one["command"]),
             "date": datetime.fromisoformat(one["date"]).strftime("%Y-%m-%d %H:%M UTC"),
-            "seconds": {str(stage): float(spent) for stage, spent in one["seconds"].items()},
-            "versions": {str(name): str(which) for name, which in one["versions"].items()},
+            "seconds": {str(stage): float(spent) for stage, spent in dict(one["seconds"]).items()},
+            "versions": {str(name): str(which) for name, which in dict(one["versions"]).items()},
         }
         for one in said or ()
     ]

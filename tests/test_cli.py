@@ -168,6 +168,9 @@ def test_cli_stage_by_stage_gives_what_predict_gives(
     assert run.returncode == 0, run.stderr
     assert "44 contigs" in run.stdout
     assert OUT | {"report.html"} <= {path.name for path in whole.iterdir()}
+    [ran] = json.loads((whole / "summary.json").read_text())["ran"]
+    assert ran["command"] == f"virnucpro predict {edge} -o {whole} {' '.join(map(str, model))}"
+    assert {"virnucpro", "python", "torch"} <= ran["versions"].keys()
     assert not (whole / ".work").exists()
     headers = [line for line in edge.read_text().splitlines() if line.startswith(">")]
     for folder in (out, whole):

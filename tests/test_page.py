@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,29 @@ def test_a_name_from_the_input_is_text_and_its_contig_can_be_linked_to(page: Bro
     page.run(f"location.href = {json.dumps(address)}")
     page.until("document.getElementById('contig').open")
     assert not page.run("document.querySelectorAll('img, b > b').length")
+
+
+def test_contigs_that_are_shown_are_saved_as_a_table(page: Browser, tmp_path: Path) -> None:
+    page("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.click("[name=call][value=no_call] + span")
+    page.click("#save")
+    saved = tmp_path / "contigs.tsv"
+    end = time.monotonic() + 20
+    while not saved.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    head, *rows = (line.split("\t") for line in saved.read_text().splitlines())
+    assert [dict(zip(head, row, strict=True))["contig"] for row in rows] == ["closed", "tiny"]
+    assert rows[1][-1] == "too_short"
+
+
+@pytest.mark.parametrize("rows", [[], [("a", 2, "too_short", None)]], ids=["none", "no call"])
+def test_page_of_nothing_opens(tab: Browser, rows: list[Row], tmp_path: Path) -> None:
+    write_report([classified(tmp_path / "out", rows)], tmp_path / "report.html")
+    tab.open(tmp_path / "report.html")
+    assert tab.run(NUMBER) == f"{len(rows)} of {len(rows)} contigs"
+    assert tab.run(SHOWN) == [row[0] for row in rows]
+    assert tab.said == []
 
 
 def test_left_out_sample_stands_among_the_samples(page: Browser) -> None:

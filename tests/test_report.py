@@ -361,6 +361,22 @@ def test_multiqc_content_lies_beside_the_page(tmp_path: Path) -> None:
     assert sum(lines["B"].values()) == 100
 
 
+@pytest.mark.skipif(shutil.which("multiqc") is None, reason="no MultiQC on PATH")
+def test_multiqc_reads_all_of_its_content(tmp_path: Path) -> None:
+    outs = [classified(tmp_path / name, ROWS, name) for name in ("A", "B")]
+    write_report(outs, tmp_path / "in/report.html")
+    run = ["multiqc", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--strict"]
+    subprocess.run(run, check=True, capture_output=True)
+    data = tmp_path / "out/multiqc_data"
+    general = (data / "multiqc_general_stats.txt").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in general[1:]] == [["A", "25.0"], ["B", "25.0"]]
+    plots = {path.stem for path in data.glob("multiqc_virnucpro_*.txt")}
+    assert {name.removeprefix("multiqc_virnucpro_") for name in plots} == {
+        *("samples_table", "calls_plot", "scores_plot")
+    }
+    assert "9.9.9" in (data / "multiqc_software_versions.txt").read_text()
+
+
 def test_multiqc_has_the_colours_of_the_page() -> None:
     style = (PAGE / "page.css").read_text().split("@media")[0]
     colours = dict(re.findall(r"--(virus|other|no_call): (#\w+);", style))

@@ -23,7 +23,7 @@ from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.tables import read_regions
 
 LISTED = 200_000
-"""Contigs in the page, the best of all samples: 100,000 with their frames are some 14 MB."""
+"""Contigs in the page, the best of all samples: 100,000 with their frames are 9 MB."""
 VIEWED = 1_500_000
 """Frames in the page, at most; viral contigs come first, then those with regions, then the best."""
 FRAME_ROWS = 1 << 16

@@ -131,6 +131,7 @@ def test_damaged_data_are_said_so_on_the_page(tab: Browser, many: Path, tmp_path
     )
     tab("Page.navigate", url=(tmp_path / "cut.html").as_uri())
     tab.until("document.getElementById('none')?.textContent.includes('cannot be read')")
+    tab.run("new Promise(done => setTimeout(done, 200))")  # what is uncaught is told a moment later
     assert tab.said
     tab.said.clear()
 

@@ -29,7 +29,7 @@ from virnucpro_core.version import __version__
 logger = logging.getLogger("virnucpro.report")
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("vendor/virtual-core.js", "data.js", "table.js", "contig.js", "page.js")
+SCRIPTS = ("vendor/virtual-core.js", "data.js", "table.js", "map.js", "contig.js", "page.js")
 """One script of all of them, in this order."""
 
 

@@ -61,6 +61,7 @@ class ContigTable {
         }
         table.tHead.rows[0].replaceChildren(...this.heads.values());
         this.heads.get("score").ariaSort = "descending";
+        table.classList.toggle("reasons", this.contigs.call.includes(about.calls.indexOf("no_call")));
     }
 
     // What a column sorts by; NaN stands last, whichever way.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def identity(path: Path) -> None:
     save_file(state, path)
 
 
+def contents(out: Path) -> dict[str, Any]:
+    """Every file of results by its name; of summary.json what does not tell when they were made."""
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
+    found["summary.json"] = {**json.loads(found["summary.json"]), "ran": None}
+    return found
+
+
 class Sample:
     """A FASTA taken to embeddings whose logits a test chooses, by frame id."""
 
@@ -56,6 +64,10 @@ class Sample:
             weights=WEIGHTS,
         )
         identity(self.model.classifier)
+        self.model.nucleotide.mkdir()
+        (self.model.nucleotide / "config.json").write_text('{"encoder": "dnabert_s"}')
+        half = {"embedding.weight": torch.zeros(1, 1)}  # of the two values
+        save_file(half, self.model.nucleotide / "model.safetensors")
         self.origin = Origin("tiny", dict(list(WEIGHTS.items())[:1]), WINDOW, "fp32", True, "1")
         self.frames = []
         self.shards = []

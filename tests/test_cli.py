@@ -167,6 +167,9 @@ def test_cli_stage_by_stage_gives_what_predict_gives(
     assert run.returncode == 0, run.stderr
     assert "44 contigs" in run.stdout
     assert OUT | {"report.html"} <= {path.name for path in whole.iterdir()}
+    [ran] = json.loads((whole / "summary.json").read_text())["ran"]
+    assert ran["command"] == f"virnucpro predict {edge} -o {whole} {' '.join(map(str, model))}"
+    assert {"virnucpro", "python", "torch"} <= ran["versions"].keys()
     assert not (whole / ".work").exists()
     headers = [line for line in edge.read_text().splitlines() if line.startswith(">")]
     for folder in (out, whole):
@@ -178,7 +181,8 @@ def test_cli_stage_by_stage_gives_what_predict_gives(
     ]
     assert calls[0] == calls[1]
     columns = pq.read_schema(whole / "frames.parquet").names
-    assert columns[-3:] == ["score_other", "score_virus", "call"]
+    scores = ["score_other", "score_virus", "call", "score_nucleotide", "score_protein"]
+    assert columns[-5:] == scores
 
 
 def test_predict_from_python_gives_the_table_of_contigs(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from sample import OPEN, STOPS, Sample
+from sample import OPEN, STOPS, Sample, contents
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.models.rule import FEATURES, PRIOR, ContigRule
@@ -146,9 +146,10 @@ def test_call_again_is_what_classify_with_these_criteria_gives(planted: Sample) 
     planted.classify("out", sample="x")
     before = (planted.folder / "out/contigs.tsv").read_bytes()
     call_again(planted.folder / "out", min_score=0.2, min_evidence=0)
-    for path in sorted((planted.folder / "fresh").iterdir()):
-        assert (planted.folder / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert contents(planted.folder / "out") == contents(planted.folder / "fresh")
     assert (planted.folder / "out/contigs.tsv").read_bytes() != before
+    ran = json.loads((planted.folder / "out/summary.json").read_text())["ran"]
+    assert [[*one["seconds"]] for one in ran] == [["classify"], ["call"]]
 
 
 @pytest.mark.parametrize("damage", ["nothing there", "another version", "no scores", "no bases"])

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from sample import FASTA, Sample, viral
 from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.results import multiqc, pagedata
 from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.criteria import Criteria
 from virnucpro_core.results.figures import ScoreGrid
-from virnucpro_core.results.report import LISTED, write_report
+from virnucpro_core.results.pagedata import CONTIG_COLUMNS, FRAME_COLUMNS
+from virnucpro_core.results.report import PAGE, SCRIPTS, write_report
 from virnucpro_core.schema import CONTIGS
+from virnucpro_core.version import __version__
 
 Row = tuple[str, int, str, float | None]
 
@@ -88,8 +99,9 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.attributes: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
-        self.contigs: list[list[str]] = []
-        self._in_table = False
+        self.data: dict[str, str] = {}
+        self.script = ""
+        self._block = ""
         self.feed(text)
         self.close()
         assert not self.open
@@ -98,12 +110,8 @@ class Page(HTMLParser):
         given = dict(attrs)
         assert len(given) == len(attrs), f"an attribute twice in {tag}"
         self.attributes.append((tag, given))
-        if tag == "table":
-            self._in_table = given.get("id") == "table"
-        if tag == "tr" and self._in_table:
-            self.contigs.append([])
-        if tag in ("td", "th") and self._in_table:
-            self.contigs[-1].append("")
+        if tag == "script":
+            self._block = given.get("id") or ""
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -112,18 +120,38 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-        if tag == "table":
-            self._in_table = False
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
+        if self.open and self.open[-1] == "script" and self._block:
+            self.data[self._block] = self.data.get(self._block, "") + data
+        elif self.open and self.open[-1] == "script":
+            self.script += data
+        elif not self.open or self.open[-1] != "style":
             self.text.append(data)
-        if self._in_table and self.contigs and self.contigs[-1]:
-            self.contigs[-1][-1] += data
 
     @property
     def words(self) -> str:
         return re.sub(r"\s+", " ", " ".join(self.text))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads(self.data["about"])
+        return about
+
+    def block(self, name: str) -> bytes:
+        return gzip.decompress(base64.b64decode(self.data[f"data-{name}"]))
+
+    @property
+    def contigs(self) -> list[dict[str, Any]]:
+        """What the page's script makes of the data: a row a contig, in the order of the page."""
+        n, whole, at = self.about["contigs"], self.block("contigs"), 0
+        columns: dict[str, list[Any]] = {"contig": self.block("names").decode().split("\n")}
+        for name, kind in CONTIG_COLUMNS.items():
+            assert at % int(kind[1]) == 0, "a typed array begins at a multiple of its values' size"
+            columns[name] = np.frombuffer(whole, f"<{kind}", n, at).tolist()
+            at += n * int(kind[1])
+        assert at == len(whole)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def report(outs: list[Path], path: Path, **options: Any) -> Page:
@@ -134,21 +162,16 @@ def report(outs: list[Path], path: Path, **options: Any) -> Page:
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
     page = report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
     assert "1 of 4 contigs is called virus" in page.words
-    assert "mini, windows of 500 bases" in page.words
+    assert "mini , windows of 500 bases" in page.words
     assert "VirNucPro 9.9.9" in page.words
     assert "ab" * 32 in page.words
-    assert [row[0] for row in page.contigs[1:]] == ["phage", "host", "closed", "tiny"]
-    assert [cell.strip() for cell in page.contigs[1][1:]] == [
-        "Virus",
-        "48,502",
-        "0.9877",
-        "0.9877",
-        "1.000",
-        "1",
-        "1",
-        "2",
-    ]
-    assert page.contigs[3][1] == "No call no stop free frame"
+    assert [row["contig"] for row in page.contigs] == ["phage", "host", "closed", "tiny"]
+    first = page.contigs[0]
+    assert (first["length"], first["viral_windows"], first["frames"]) == (48502, 1, 2)
+    assert round(first["score"], 6) == 0.98772
+    assert [page.about["calls"][row["call"]] for row in page.contigs[:2]] == ["virus", "other"]
+    assert page.about["reasons"][page.contigs[2]["reason"]] == "no_stop_free_frame"
+    assert np.isnan(page.contigs[2]["score"])
     assert ("a", {"href": "a/contigs.tsv"}) in page.attributes
 
 
@@ -160,8 +183,16 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
         assert tag not in ("link", "img", "iframe")
         assert "src" not in attributes
         assert not [name for name in attributes if name.startswith("on")]
-    policy = [a.get("content") for _, a in page.attributes if "http-equiv" in a]
-    assert str(policy[0]).startswith("default-src 'none'")
+    policy = str(next(a["content"] for _, a in page.attributes if "http-equiv" in a))
+    assert policy.startswith("default-src 'none'")
+    own = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{own}';" in policy, "no other script may run"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not here")
+def test_the_script_is_one_that_parses(tmp_path: Path) -> None:
+    (tmp_path / "page.mjs").write_text("\n".join((PAGE / name).read_text() for name in SCRIPTS))
+    subprocess.run(["node", "--check", tmp_path / "page.mjs"], check=True)
 
 
 def test_names_from_the_input_are_escaped(tmp_path: Path) -> None:
@@ -169,9 +200,11 @@ def test_names_from_the_input_are_escaped(tmp_path: Path) -> None:
     rows: list[Row] = [(evil, 100, "virus", 0.9), ("a'b", 100, "other", 0.1)]
     out = classified(tmp_path / 'o"<u>&t', rows, name="</title><b>", model="<i>m</i>")
     page = report([out], tmp_path / "report.html", title="<s>")
-    assert sum(tag == "script" for tag, _ in page.attributes) == 1
+    scripts = [given.get("type") for tag, given in page.attributes if tag == "script"]
+    assert scripts == ["application/json", *["text/plain"] * 3, "module"]
     assert not {tag for tag, _ in page.attributes} & {"img", "s", "u"}
-    assert page.contigs[1][0] == evil
+    assert page.contigs[0]["contig"] == evil
+    assert page.about["samples"][0]["sample"] == "</title><b>"
     assert "</title><b>" in page.words
     assert ("a", {"href": "o%22%3Cu%3E%26t/contigs.tsv"}) in page.attributes
 
@@ -188,7 +221,7 @@ def test_accessible_names_are_there(tmp_path: Path) -> None:
         if tag == "th":
             assert attributes.get("scope") in ("col", "row")
     assert ("html", {"lang": "en"}) in page.attributes
-    assert sum(tag == "caption" for tag, _ in page.attributes) == 3
+    assert sum(tag == "caption" for tag, _ in page.attributes) == 2
 
 
 def test_several_samples_are_told_apart(tmp_path: Path) -> None:
@@ -196,8 +229,8 @@ def test_several_samples_are_told_apart(tmp_path: Path) -> None:
     second = classified(tmp_path / "b", [("x", 10, "other", 0.5)], "B", precision="bf16")
     page = report([first, second], tmp_path / "in/report.html")
     assert "1 of 5 contigs is called virus" in page.words
-    assert page.contigs[0][:2] == ["Sample", "Contig"]
-    assert [row[:2] for row in page.contigs[1:4]] == [["A", "phage"], ["B", "x"], ["A", "host"]]
+    found = [(page.about["samples"][r["sample"]]["sample"], r["contig"]) for r in page.contigs]
+    assert found[:3] == [("A", "phage"), ("B", "x"), ("A", "host")]
     assert ("a", {"href": "../b/contigs.tsv"}) in page.attributes
     assert "bf16" in page.words
     assert "fp32" in page.words
@@ -221,8 +254,9 @@ def test_sample_that_was_left_out_stands_there_with_its_reason(tmp_path: Path) -
     outs = [refused, classified(tmp_path / "a", ROWS, "A")]
     page = report(outs, tmp_path / "report.html")
     assert "1 sample (A)" in page.words
+    assert page.words.index("broken") < page.words.index(" A 4 1 "), "in the order of the samples"
     assert "1 of 2 samples was left out : no count on this page includes it." in page.words
-    assert "broken Left out : a<b.fa, line 2: 'L' is no nucleotide." in page.words
+    assert "broken Left out a<b.fa, line 2: 'L' is no nucleotide." in page.words
     table = json.loads((tmp_path / "virnucpro_mqc.json").read_text())
     assert "Left out: broken (a&lt;b.fa, line 2: " in table["description"]
     assert [*table["data"]] == ["A"]
@@ -241,33 +275,19 @@ def test_results_of_earlier_runs_are_named_and_not_counted(tmp_path: Path) -> No
     assert "1 of 4 contigs is called virus" in page.words
 
 
-@pytest.mark.parametrize("call", ["virus", "other"])
-def test_score_bar_has_the_colour_of_its_call(call: str, tmp_path: Path) -> None:
-    """The last rule that gives the bar a background counts; none is more specific than it."""
-    write_report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
-    style = re.sub(
-        r"@media[^{]*{(?:[^{}]*{[^{}]*})*[^{}]*}", "", (tmp_path / "report.html").read_text()
-    )
-    rules = re.findall(r"([^{}]+){([^{}]*)}", style.split("<style>")[1].split("</style>")[0])
-    colours = [
-        re.findall(r"var\(--(\w+)\)", body)[0]
-        for selectors, body in rules
-        for selector in selectors.split(",")
-        if "background" in body and selector.strip() in (".score", f"tr.{call} .score")
-    ]
-    assert colours[-1] == call
-
-
-def test_the_table_holds_the_best_contigs_alone(tmp_path: Path) -> None:
+def test_the_page_holds_the_best_contigs_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagedata, "LISTED", 500)
     rng = np.random.default_rng(1)
-    scores = rng.random(3 * LISTED).round(6).tolist()
+    scores = rng.random(1500).round(6).tolist()
     rows: list[Row] = [
         (f"c{i}", 100 + i, "virus" if s > 0.5 else "other", s) for i, s in enumerate(scores)
     ]
     page = report([classified(tmp_path / "a", rows)], tmp_path / "report.html")
-    best = sorted(range(len(rows)), key=lambda i: -scores[i])[:LISTED]
-    assert [row[0] for row in page.contigs[1:]] == [f"c{i}" for i in best]
-    assert "The 500 with the highest score, of 1,500." in page.words
+    best = sorted(range(len(rows)), key=lambda i: -scores[i])[:500]
+    assert [row["contig"] for row in page.contigs] == [f"c{i}" for i in best]
+    assert "The 500 with the highest score, of 1,500" in page.words
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -297,26 +317,87 @@ def test_figures_count_every_scored_contig() -> None:
     for figure in (scored.histogram(), scored.scatter()):
         for call, expected in (("virus", (scores > 0.6).sum()), ("other", (scores <= 0.6).sum())):
             assert sum(m.count for m in figure.marks if m.call == call) == expected
+            for mark in figure.marks:  # what it leads to is what it counts
+                show = json.loads(mark.show)
+                own = (scores > 0.6) == (mark.call == "virus")
+                printed = scores.astype(np.float64).round(6)
+                own &= (printed >= show["score_from"]) & (printed < show.get("score_below", 2))
+                own &= (lengths >= show.get("length_from", 0)) & (
+                    lengths <= show.get("length_to", 1e99)
+                )
+                assert own.sum() == mark.count
         for mark in figure.marks:
             assert 56 <= mark.x <= 508
             assert 11.9 <= mark.y <= 262
 
 
 def test_multiqc_content_lies_beside_the_page(tmp_path: Path) -> None:
-    outs = [classified(tmp_path / "a", ROWS, "A"), classified(tmp_path / "b", ROWS[:1], "B")]
+    ran: dict[str, Any] = {"command": None, "date": "2026-01-02T03:04:05Z", "seconds": {}}
+    ran["versions"] = {"virnucpro": "9.9.8", "torch": "2.10.0"}
+    outs = [
+        classified(tmp_path / "a", ROWS, "A", ran=[ran]),
+        classified(tmp_path / "b", ROWS[:1], "B"),
+    ]
     write_report(outs, tmp_path / "report.html")
-    table = json.loads((tmp_path / "virnucpro_mqc.json").read_text())
-    bars = json.loads((tmp_path / "virnucpro_calls_mqc.json").read_text())
+    found = {p.name: json.loads(p.read_text()) for p in tmp_path.glob("*_mqc*")}
+    versions = found.pop("virnucpro_mqc_versions.yml")["VirNucPro"]
+    assert versions == {"virnucpro": [__version__, "9.9.8", "9.9.9"], "torch": "2.10.0"}
+    assert len({one["id"] for one in found.values()}) == 4
+    table, bars = found["virnucpro_mqc.json"], found["virnucpro_calls_mqc.json"]
     assert (table["plot_type"], bars["plot_type"]) == ("table", "bargraph")
-    assert table["id"] != bars["id"]
     assert table["data"]["A"]["contigs"] == 4
-    assert table["data"]["A"]["virus_percent"] == 25
+    assert table["data"]["A"]["other"] == 1
     assert table["headers"].keys() == table["data"]["B"].keys()
     assert bars["data"] == {
         "A": {"virus": 1, "other": 1, "no_call": 2},
         "B": {"virus": 1, "other": 0, "no_call": 0},
     }
-    assert [*bars["data"]["A"]] == [*CALLS]
+    assert [*bars["data"]["A"]] == [*bars["categories"]] == [*CALLS]
+    general = found["virnucpro_general_mqc.json"]
+    assert general["plot_type"] == "generalstats"
+    assert general["data"]["A"]["virus_percent"] == 25
+    lines = found["virnucpro_scores_mqc.json"]["data"]
+    assert lines["A"]["0.9875"] == lines["A"]["0.0125"] == 50
+    assert sum(lines["B"].values()) == 100
+
+
+@pytest.mark.skipif(shutil.which("multiqc") is None, reason="no MultiQC on PATH")
+def test_multiqc_reads_all_of_its_content(tmp_path: Path) -> None:
+    outs = [classified(tmp_path / name, ROWS, name) for name in ("A", "B")]
+    write_report(outs, tmp_path / "in/report.html")
+    run = ["multiqc", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--strict"]
+    subprocess.run(run, check=True, capture_output=True)
+    data = tmp_path / "out/multiqc_data"
+    general = (data / "multiqc_general_stats.txt").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in general[1:]] == [["A", "25.0"], ["B", "25.0"]]
+    plots = {path.stem for path in data.glob("multiqc_virnucpro_*.txt")}
+    assert {name.removeprefix("multiqc_virnucpro_") for name in plots} == {
+        *("samples_table", "calls_plot", "scores_plot")
+    }
+    assert "9.9.9" in (data / "multiqc_software_versions.txt").read_text()
+
+
+def test_multiqc_has_the_colours_of_the_page() -> None:
+    style = (PAGE / "page.css").read_text().split("@media")[0]
+    colours = dict(re.findall(r"--(virus|other|no_call): (#\w+);", style))
+    assert colours == multiqc.COLOURS
+
+
+def test_what_ran_is_on_the_page(tmp_path: Path) -> None:
+    ran = {
+        "command": "virnucpro predict 'a b.fa' -o <out>",
+        "date": "2026-01-02T03:04:05Z",
+        "seconds": {"embed": 12.34},
+        "versions": {"python": "3.12.1", "cuda": "12.8"},
+    }
+    given = [{"name": "a<b.fa", "bytes": 1234, "sha256": "x"}]
+    page = report([classified(tmp_path / "a", ROWS, ran=[ran], input=given)], tmp_path / "r.html")
+    assert "a<b.fa (1,234 bytes)" in page.words
+    assert "2026-01-02 03:04 UTC virnucpro predict 'a b.fa' -o <out> embed 12.3 s" in page.words
+    assert "python 3.12.1, cuda 12.8" in page.words
+    assert "Called with mini" in page.words
+    own = report([classified(tmp_path / "b", ROWS, model="own")], tmp_path / "r.html")
+    assert "Called with mini" not in own.words
 
 
 def test_folders_that_are_not_classified_are_refused(tmp_path: Path) -> None:
@@ -342,6 +423,54 @@ def test_folders_that_are_not_classified_are_refused(tmp_path: Path) -> None:
         refused("is no summary of a classified sample", bare)
 
 
+def test_frames_of_viewed_contigs_are_those_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of three rows, so that a contig's frames lie in several."""
+    monkeypatch.setattr(pagedata, "FRAME_ROWS", 3)
+    sample = Sample(tmp_path, FASTA, viral)
+    sample.classify()
+    page = report([tmp_path / "out"], tmp_path / "report.html")
+    total = page.about["frames"]
+    columns: dict[str, list[int]] = {name: [] for name in FRAME_COLUMNS}
+    for number in range(-(-total // 3)):
+        whole, at, n = page.block(f"frames{number}"), 0, min(3, total - 3 * number)
+        for name, kind in FRAME_COLUMNS.items():
+            part = np.frombuffer(whole, f"<{kind}", n, at)
+            at += part.nbytes
+            if name in ("window", "start"):
+                part = np.cumsum(part, dtype=np.uint32)
+            columns[name] += part.tolist()
+    frames = pq.read_table(tmp_path / "out/frames.parquet").to_pylist()
+    assert total == len(frames)
+    for contig in page.contigs:
+        own = [row for row in frames if row["contig"] == contig["contig"]]
+        assert contig["view_rows"] == len(own)
+        for i, row in enumerate(own, contig["view_at"]):
+            name = page.about["frame_names"][columns["frame"][i]]
+            assert (name, columns["window"][i]) == (row["frame"], row["window"])
+            place = columns["start"][i], columns["start"][i] + columns["span"][i]
+            assert place == (row["start"], row["end"])
+            assert columns["both"][i] == round(row["score_virus"] * 10_000)
+
+
+def test_views_beyond_what_a_page_holds_go_to_viral_contigs_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagedata, "VIEWED", 45)
+    sample = Sample(tmp_path, FASTA, viral)
+    sample.classify()
+    page = report([tmp_path / "out"], tmp_path / "report.html")
+    calls = {page.about["calls"][row["call"]] for row in page.contigs if row["view_rows"]}
+    assert calls == {"virus"}
+    assert 0 < page.about["views"] < len(page.contigs)
+
+
+def test_report_is_written_without_torch() -> None:
+    script = "import sys, virnucpro_core.results.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
     out = classified(tmp_path / "a", ROWS)
     with (out / "contigs.tsv").open("a") as handle:
@@ -350,5 +479,6 @@ def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
             "\t0.0\t\t\t0\tother\t\n"
             for i in range(1_000_000)
         )
-    write_report([out], tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size < 2_000_000
+    page = report([out], tmp_path / "report.html")
+    assert (tmp_path / "report.html").stat().st_size < 8_000_000
+    assert page.about["contigs"] == pagedata.LISTED

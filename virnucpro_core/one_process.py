@@ -34,6 +34,7 @@ from virnucpro_core.results.kept import (
     record_configuration,
     refuse_other,
 )
+from virnucpro_core.results.ran import Clock
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
 from virnucpro_core.sequences import codes
@@ -114,6 +115,7 @@ def predict(
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
                 contigs = work / "contigs.parquet"
+                clock = Clock()
                 translate(
                     split(paths, work, given=given, force=True),
                     frames,
@@ -121,6 +123,7 @@ def predict(
                     code=code,
                     runs=chosen.rule is not None,
                 )
+                clock.end("translate")
                 amount = amount_in(contigs, frames, chosen.window)
                 told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
                 for line in told.lines():
@@ -133,12 +136,14 @@ def predict(
                     force=force,
                     token_budget=token_budget,
                 )
+                clock.end("embed")
                 merge([shard], [frames], embeddings)
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
                     given=given,
                     force=force,
                     sample=sample,
+                    seconds=clock.seconds,
                     **asked,
                 )
             if configuration is not None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError, first_line
 from virnucpro_core.files import blame_machine
-from virnucpro_core.schema import FRAMES, INVENTORY
+from virnucpro_core.schema import FRAMES, HALVES, INVENTORY, SCORED
 
 FRAME_FORMAT = "1"
 _SAID = {
@@ -209,6 +209,18 @@ def frame_batches(
     """Stream a frame table in row order, `rows` at a time; InputError when the file is none."""
     table = _open_frames(path)
     yield from _checked(path, table, table.iter_batches(batch_size=rows, columns=columns))
+
+
+def scored_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Stream the frame table of results without texts: where each frame lies, and its scores.
+
+    Columns contig, window, frame, start, end, score_virus; those of HALVES that the table has.
+    Raises InputError when the file is none.
+    """
+    table = _open(path, SCORED, "the frames.parquet that `virnucpro classify` writes")
+    halves = [name for name in HALVES.names if name in table.schema_arrow.names]
+    columns = ["contig", "window", "frame", "start", "end", "score_virus", *halves]
+    yield from _checked(path, table, table.iter_batches(BATCH_ROWS, columns=columns))
 
 
 def inventory_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -40,6 +40,10 @@ SCORED = pa.schema(
 )
 """The frame table of results: a call is `virus` or `other`."""
 
+HALVES = pa.schema([("score_nucleotide", pa.float32()), ("score_protein", pa.float32())])
+"""Further columns of it: the virus score with the other half of the classifier's input hidden, NaN
+where it is not known; tables of earlier versions have none."""
+
 CONTIGS = pa.schema(
     [
         ("contig", pa.string()),

@@ -54,7 +54,7 @@ class Model:
     dim: values of a frame's embedding. weights: sha256 of each of FILES, or of ENCODER_FILES where
     it has no classifier. lender: the folder of the model whose encoders it uses, None for its own.
     rule: how it calls contigs; with one, it reads windows without a frame too, by their longest run
-    of codons.
+    of codons. hides: whether it was trained to tell by its nucleotides or its protein alone too.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Model:
     weights: dict[str, str]
     rule: ContigRule | None = None
     lender: Path | None = None
+    hides: bool = False
 
     def path(self, file: str) -> Path:
         """Where one of FILES is."""
@@ -136,7 +137,17 @@ def read_model(folder: Path) -> Model:
     if wrong := [key for key, fit in fits.items() if not fit]:
         raise ModelError(f"{path}: its {wrong[0]!r} is missing or odd; import the model again.")
     lender = None if encoders is None else _lender(folder, encoders)
-    return Model(name, folder, window, dim, weights, rule, lender)
+    return Model(name, folder, window, dim, weights, rule, lender, _hides(about.get("training")))
+
+
+def _hides(training: Any) -> bool:
+    """Whether `virnucpro train` hid the one half of some frames, and the other of others."""
+    for key in ("recipe", "augmentation"):
+        training = training.get(key) if isinstance(training, dict) else None
+    if not isinstance(training, dict):
+        return False
+    shares = (training.get(f"hide_{half}") for half in ("nucleotide", "protein"))
+    return all(isinstance(share, int | float) and share > 0 for share in shares)
 
 
 def _lender(folder: Path, name: str) -> Path:

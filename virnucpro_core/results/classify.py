@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -43,7 +44,9 @@ from virnucpro_core.results.contigs import (
     viral_stretches,
 )
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
+from virnucpro_core.results.halves import Halves, hidden_halves
 from virnucpro_core.results.kept import Scores, refuse_other
+from virnucpro_core.results.ran import ran
 from virnucpro_core.results.tables import ResultFiles
 from virnucpro_core.sequences.frames import is_run
 from virnucpro_core.sequences.windows import Int64Array
@@ -152,9 +155,10 @@ class _ByContig:
 
 
 def _score(
-    tables: Sequence[Embedded], classifier: MLPClassifier
+    tables: Sequence[Embedded], classifier: MLPClassifier, model: Model
 ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-    """Rows of the tables with their probabilities (N, 2) of other and virus."""
+    """Rows of the tables with their probabilities of other and virus and by each half (N, 4)."""
+    halves = Halves(classifier, *hidden_halves(model, [source for _, source in tables], ROWS))
     for table, source in tables:
         at = 0
         with open_h5(source.path) as file:
@@ -167,7 +171,7 @@ def _score(
                     )
                 with torch.inference_mode():
                     logits = classifier(torch.from_numpy(embeddings))
-                    scores: Float32Array = logits.softmax(1).numpy()
+                    scores = np.hstack([logits.softmax(1).numpy(), halves.scores(embeddings)])
                 if not np.isfinite(scores).all():
                     raise ModelError(
                         "the classifier gives scores that are not finite; import it again."
@@ -204,7 +208,8 @@ def score(
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
-    return Scores(_score(tables, classifier), made, list(source.used()), read_with), given
+    batches = _score(tables, classifier, model)
+    return Scores(batches, made, list(source.used()), read_with, []), given
 
 
 def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
@@ -247,12 +252,13 @@ def classify(
     sample: str | None = None,
     given: Input | None = None,
     force: bool = False,
+    seconds: Mapping[str, float] | None = None,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Score every frame, call every contig of the inventory, and write the result files to `out`.
 
     given: what to record as the input in place of the frame tables. Results of another input in
-    `out` are replaced only if force is set. asked: as `criteria.criteria_for` takes it.
+    `out` are replaced only if force is set. seconds: of the stages before, if known.
 
     Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
     results of another input and for criteria that the model cannot be called by.
@@ -261,7 +267,8 @@ def classify(
     keep_apart(out / "frames.parquet", frames)
     scores, tables = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
-    return call(*(scores, contigs, out, given or tables), criteria, rule=model.rule, sample=sample)
+    parts = (scores, contigs, out, given or tables)
+    return call(*parts, criteria, rule=model.rule, sample=sample, seconds=seconds)
 
 
 def call(
@@ -273,6 +280,7 @@ def call(
     *,
     rule: ContigRule | None,
     sample: str | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> pa.Table:
     """Call every contig of the inventory by the scores of its frames; write the files to `out`.
 
@@ -281,9 +289,11 @@ def call(
     `legacy.HighestScores`).
 
     given: the input that summary.json records. rule: the model's for contigs, if it has one.
+    seconds: of the stages before, which it records too.
     Returns the table of contigs (`schema.CONTIGS`), in input order. Raises InputError for frames
     that the inventory does not have.
     """
+    began = time.perf_counter()
     scored = _ByContig(scores)
     counts: Counter[str] = Counter()
     rows: list[pa.RecordBatch] = []
@@ -311,6 +321,7 @@ def call(
         table, proviruses, about = decide(whole, stretches, criteria, rule)
         files.write_contigs(table, proviruses, contigs)
         summary = _summary(table, counts)
+        own = {"call" if scores.ran else "classify": time.perf_counter() - began}
         files.finish(
             {
                 "format": 2,
@@ -323,6 +334,7 @@ def call(
                 "embedded_on": scores.used,
                 "contigs_read_with": scores.read_with,
                 "version": __version__,
+                "ran": [*scores.ran, ran({**(seconds or {}), **own})],
                 **summary,
             }
         )

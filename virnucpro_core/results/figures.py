@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ from virnucpro_core.results.calls import BoolArray, Float32Array
 from virnucpro_core.sequences.windows import Int64Array
 
 SCORE_BINS = 80
+HISTOGRAM_BINS = 40
 PER_DECADE = 36
 DECADES = 10
 
@@ -18,9 +20,16 @@ WIDTH, HEIGHT = 520, 300
 LEFT, RIGHT, TOP, BOTTOM = 56, 508, 12, 262
 
 
+SCORE_EDGES = np.arange(SCORE_BINS + 1) / SCORE_BINS
+LENGTH_EDGES = np.ceil(10 ** (np.arange(DECADES * PER_DECADE + 1) / PER_DECADE))
+
+
 @dataclass(frozen=True)
 class Mark:
-    """A bar (x, y, width, height) or, when its width is 0, a dot of radius `height`."""
+    """A bar (x, y, width, height) or, when its width is 0, a dot of radius `height`.
+
+    show: what the table is to be filtered by to have its contigs, and them alone.
+    """
 
     call: str
     x: float
@@ -28,6 +37,8 @@ class Mark:
     width: float
     height: float
     count: int
+    scores: str
+    show: str
     opacity: float = 1.0
 
 
@@ -44,6 +55,18 @@ def _grid() -> Int64Array:
     return np.zeros((2, DECADES * PER_DECADE, SCORE_BINS), np.int64)
 
 
+def _show(call: str, scores: tuple[int, int], lengths: tuple[int, int] | None = None) -> str:
+    """JSON of a filter: half-open bins of scores and of lengths, the last score's bin closed."""
+    low, high = scores
+    of: dict[str, object] = {"call": call, "score_from": low / SCORE_BINS}
+    if high < SCORE_BINS:
+        of["score_below"] = high / SCORE_BINS
+    if lengths is not None:
+        first, last = (int(LENGTH_EDGES[edge]) for edge in lengths)
+        of |= {"length_from": first, "length_to": last - 1}
+    return json.dumps(of)
+
+
 @dataclass
 class ScoreGrid:
     """Numbers of contigs by call (other, virus), binned length and binned score.
@@ -54,23 +77,34 @@ class ScoreGrid:
     counts: Int64Array = field(default_factory=_grid)
 
     def add(self, lengths: Int64Array, scores: Float32Array, is_virus: BoolArray) -> None:
-        decade = np.log10(np.maximum(lengths, 1))
-        x = np.minimum((decade * PER_DECADE).astype(int), DECADES * PER_DECADE - 1)
-        y = np.clip((scores * SCORE_BINS).astype(int), 0, SCORE_BINS - 1)
+        # as printed: of a float32 the fifth digit is noise, which may lie on the other side
+        printed = np.round(scores.astype(np.float64), 6)
+        x = np.searchsorted(LENGTH_EDGES, np.maximum(lengths, 1), "right") - 1
+        y = np.searchsorted(SCORE_EDGES, printed, "right") - 1
+        x, y = np.clip(x, 0, len(LENGTH_EDGES) - 2), np.clip(y, 0, SCORE_BINS - 1)
         np.add.at(self.counts, (is_virus.astype(int), x, y), 1)
+
+    def by_score(self) -> Int64Array:
+        """Numbers of contigs (2, HISTOGRAM_BINS) by call (other, virus) and score."""
+        both: Int64Array = self.counts.sum(axis=1).reshape(2, HISTOGRAM_BINS, -1).sum(axis=2)
+        return both
 
     def histogram(self) -> Figure:
         """Contigs by score: viral ones above, others below, each on its own scale."""
         marks, y_ticks = [], []
-        bins = SCORE_BINS // 2
-        width = (RIGHT - LEFT) / bins
+        width = (RIGHT - LEFT) / HISTOGRAM_BINS
         middle = (TOP + BOTTOM) / 2
+        wide = SCORE_BINS // HISTOGRAM_BINS
         for call, base in (("virus", middle - 10), ("other", float(BOTTOM))):
-            counts = self.counts[int(call == "virus")].sum(axis=0).reshape(bins, 2).sum(axis=1)
+            counts = self.by_score()[int(call == "virus")]
             top = _nice(int(counts.max()))
             scale = (middle - 10 - TOP) / top
             marks += [
-                Mark(call, LEFT + i * width, base - n * scale, width - 1, n * scale, n)
+                Mark(
+                    *(call, LEFT + i * width, base - n * scale, width - 1, n * scale, n),
+                    f"{i / HISTOGRAM_BINS:g}–{(i + 1) / HISTOGRAM_BINS:g}",
+                    _show(call, (i * wide, (i + 1) * wide)),
+                )
                 for i, n in enumerate(counts.tolist())
                 if n
             ]
@@ -94,14 +128,11 @@ class ScoreGrid:
             n = int(self.counts[virus, x, y])
             center = BOTTOM - (y + 0.5) / SCORE_BINS * (BOTTOM - TOP)
             share = np.log10(n) / most if most else 1.0
+            call = "virus" if virus else "other"
             marks.append(
                 Mark(
-                    "virus" if virus else "other",
-                    LEFT + (x + 0.5 - low) * step,
-                    center,
-                    0,
-                    radius * (1 + 0.3 * share),
-                    n,
+                    *(call, LEFT + (x + 0.5 - low) * step, center, 0, radius * (1 + 0.3 * share)),
+                    *(n, "", _show(call, (y, y + 1), (x, x + 1))),
                     faintest + (0.85 - faintest) * share,
                 )
             )

@@ -16,7 +16,7 @@ from virnucpro_core.files import blame_machine, written_aside
 from virnucpro_core.inputs import Input, same
 from virnucpro_core.parquet import frame_batches
 from virnucpro_core.results.calls import Float32Array
-from virnucpro_core.schema import FRAMES
+from virnucpro_core.schema import FRAMES, HALVES
 
 MADE = "virnucpro.made"
 """Key in the footer of a scored frames.parquet: JSON of `Scores.made`."""
@@ -25,7 +25,8 @@ MADE = "virnucpro.made"
 class Scores(NamedTuple):
     """Scores of frames, in the inventory's order, and all that they were made with.
 
-    batches: rows of `schema.FRAMES` with scores float32 (N, 2) of (other, virus). made: all that
+    batches: rows of `schema.FRAMES` with scores float32 (N, 4) of (other, virus, virus by the
+    nucleotides alone, by the protein alone), where the last two may be NaN. made: all that
     decides them, the fields of `shards.Origin` with the weights of the classifier too. used: what
     embedded the frames. read_with: the number of contigs by the genetic code they were read with.
     """
@@ -34,6 +35,7 @@ class Scores(NamedTuple):
     made: dict[str, Any]
     used: list[Any]
     read_with: dict[str, int]
+    ran: list[Any]
 
 
 def read_summary(out: Path) -> dict[str, Any] | None:
@@ -77,12 +79,22 @@ def kept_scores(out: Path) -> Scores:
         raise InputError(f"{path}: keeps no scores of this version; embed again.") from None
 
     def batches() -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-        for batch in frame_batches(path, [*FRAMES.names, "score_other", "score_virus"], rows=4096):
-            scores = np.column_stack([batch["score_other"], batch["score_virus"]])
-            if scores.dtype != np.float32 or not np.isfinite(scores).all():
+        names = [*FRAMES.names, "score_other", "score_virus"]
+        found = pq.read_schema(path).names
+        halves = [name if name in found else None for name in HALVES.names]
+        for batch in frame_batches(path, [*names, *filter(None, halves)], rows=4096):
+            none = np.full(batch.num_rows, np.nan, np.float32)
+            scores = np.column_stack(
+                [
+                    *(batch["score_other"], batch["score_virus"]),
+                    *(none if name is None else batch[name] for name in halves),
+                ]
+            )
+            if scores.dtype != np.float32 or not np.isfinite(scores[:, :2]).all():
                 raise InputError(f"{path}: holds a score that is not finite; embed again.")
             yield batch.select(FRAMES.names), scores
 
     summary = read_summary(out) or {}
     used, read_with = summary.get("embedded_on", []), summary.get("contigs_read_with", {})
-    return Scores(batches(), made, used, read_with)
+    ran = summary.get("ran", [])
+    return Scores(batches(), made, used, read_with, ran if isinstance(ran, list) else [])

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import compress
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +26,12 @@ from virnucpro_core.results.calls import CALLS, Float32Array, WindowCalls, frame
 from virnucpro_core.results.contigs import Region
 from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.legacy import HIGHEST_SCORE, PREDICTIONS, HighestScores, Predictions
-from virnucpro_core.schema import CONTIGS, REGIONS, SCORED, WINDOWS
+from virnucpro_core.schema import CONTIGS, HALVES, REGIONS, SCORED, WINDOWS
 from virnucpro_core.sequences.frames import is_run
 
 _GFF_SAFE = "".join(map(chr, range(33, 127))).translate(str.maketrans("", "", ";=&,%>"))
+
+_WRITTEN = pa.schema([*SCORED, *HALVES])
 
 REPORT = "report.html"
 """The page of these results alone, which `predict` makes."""
@@ -93,7 +95,7 @@ class ResultFiles:
             self._inventory = stack.enter_context(written_aside(self._out / "contigs.parquet"))
             self._inventory.touch()
             aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
-            self._frames = stack.enter_context(table_writer(aside, SCORED))
+            self._frames = stack.enter_context(table_writer(aside, _WRITTEN))
             self._contigs.write("\t".join(CONTIGS.names) + "\n")
             self._windows.write("\t".join(WINDOWS) + "\n")
             self._stack = stack.pop_all()
@@ -119,13 +121,14 @@ class ResultFiles:
         return stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
 
     def write_frames(self, frames: pa.RecordBatch, scores: Float32Array) -> None:
-        """Rows of a frame table with their scores (N, 2) of (other, virus)."""
+        """Rows of a frame table with their scores (N, 4), as `kept.Scores` has them."""
         call = np.where(frame_is_virus(scores), "virus", "other").astype(object)
-        columns = [*frames.columns, *(pa.array(column) for column in (*scores.T, call))]
-        self._frames.write(pa.record_batch(columns, schema=SCORED))
+        other, virus, *halves = scores.T
+        columns = (pa.array(column) for column in (other, virus, call, *halves))
+        self._frames.write(pa.record_batch([*frames.columns, *columns], schema=_WRITTEN))
         whole = pc.invert(is_run(frames["frame"]))
         ids = frames["frame_id"].filter(whole).to_pylist()
-        self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False)])
+        self._predictions.write(ids, scores[whole.to_numpy(zero_copy_only=False), :2])
 
     def write_windows(self, inventory: pa.RecordBatch, calls: WindowCalls) -> None:
         """A batch of the inventory's windows."""
@@ -234,18 +237,8 @@ _CALLED = _SHARES[:4]
 
 def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Stream a contigs.tsv as rows of `calls.CONTIGS`; InputError when it is none."""
-    try:
-        reader = pacsv.open_csv(
-            path,
-            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=pacsv.ConvertOptions(
-                column_types=CONTIGS,
-                include_columns=CONTIGS.names,
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
-        for batch in reader:
+    with _read(path):
+        for batch in pacsv.open_csv(path, **_options(CONTIGS)):
             if any(batch[name].null_count for name in _ALWAYS):
                 raise ValueError("a cell is empty")
             if not set(batch["call"].unique().to_pylist()) <= set(CALLS):
@@ -258,14 +251,45 @@ def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 if name in _CALLED and pc.any(pc.and_(called, pc.is_null(batch[name]))).as_py():
                     raise ValueError(f"a {name} does not fit its call")
             yield batch
+
+
+def _options(schema: pa.Schema) -> dict[str, Any]:
+    return {
+        "parse_options": pacsv.ParseOptions(delimiter="\t", quote_char=False),
+        "convert_options": pacsv.ConvertOptions(
+            column_types=schema,
+            include_columns=schema.names,
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    }
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """InputError for what goes wrong in reading a table."""
+    try:
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; classify the sample again.") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         blame_machine(error, path)
         said = str(error).splitlines()[0]
         raise InputError(
-            f"{path}: is no contigs.tsv of ours ({said:.200}); classify again."
+            f"{path}: is no {path.name} of ours ({said:.200}); classify again."
         ) from None
+
+
+def read_regions(path: Path) -> list[dict[str, Any]]:
+    """The rows of a regions.tsv, none where there is no such file; InputError for another file."""
+    if not path.exists():
+        return []
+    with _read(path):
+        table = pacsv.read_csv(path, **_options(REGIONS))
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a cell is empty")
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
 
 
 def read_contigs(path: Path) -> pa.Table:

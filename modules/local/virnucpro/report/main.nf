@@ -11,8 +11,8 @@ process VIRNUCPRO_REPORT {
     tuple val(meta), path(results)
 
     output:
-    tuple val(meta), path("report/${prefix}.html"), emit: report
-    tuple val(meta), path('report/*_mqc.json')    , emit: multiqc
+    tuple val(meta), path("report/${prefix}.html")            , emit: report
+    tuple val(meta), path('report/*_mqc{.json,_versions.yml}'), emit: multiqc
     tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
 
     script:
@@ -27,6 +27,7 @@ process VIRNUCPRO_REPORT {
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     mkdir report
-    touch report/${prefix}.html report/virnucpro_mqc.json report/virnucpro_calls_mqc.json
+    touch report/${prefix}.html report/virnucpro_mqc_versions.yml \\
+        report/virnucpro_mqc.json report/virnucpro_{general,calls,scores}_mqc.json
     """
 }

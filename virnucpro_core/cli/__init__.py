@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from virnucpro_core.cli import config, inspect, measure, models, stages
+from virnucpro_core.cli import config, models, stages
 from virnucpro_core.cli.command import MODELS, RUN, Group
 from virnucpro_core.errors import (
     ROOM,
@@ -29,6 +29,7 @@ from virnucpro_core.errors import (
     out_of_memory,
 )
 from virnucpro_core.files import blamed
+from virnucpro_core.lab.commands import inspect, measure
 from virnucpro_core.version import __version__
 
 app = typer.Typer(

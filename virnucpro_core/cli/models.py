@@ -105,14 +105,3 @@ def models_verify(
     model = resolve_model(name, models_dir)
     verify(model)
     typer.echo(f"{model.name}: {len(model.weights)} files are as recorded")
-
-
-@command("virnucpro models card mini", name="card")
-def models_card(
-    name: Annotated[str, typer.Argument(help="The name of a model.")], models_dir: ModelsDir = None
-) -> None:
-    """A model's card, as Markdown: its parts, figures, recipe, and the notes of who made it."""
-    from virnucpro_core.lab.card import card
-    from virnucpro_core.models.store import resolve_model
-
-    typer.echo(card(resolve_model(name, models_dir)), nl=False)

@@ -52,7 +52,8 @@ def takes(options: Callable[..., None]) -> Decorator:
     return decorate
 
 
-def _files(paths: list[Path] | Path | None) -> list[Path] | Path | None:
+def local_files(paths: list[Path] | Path | None) -> list[Path] | Path | None:
+    """For a callback: files as they are; InputError for a URL."""
     check_local(paths if isinstance(paths, list) else [paths] if paths else [])
     return paths
 
@@ -65,9 +66,9 @@ def _models(incomplete: str) -> list[str]:
 
 
 _FASTA = "plain or compressed (.gz, .bz2, .xz, .zst); - is standard input."
-Fasta = Annotated[list[Path], typer.Argument(help=f"FASTA files, {_FASTA}", callback=_files)]
+Fasta = Annotated[list[Path], typer.Argument(help=f"FASTA files, {_FASTA}", callback=local_files)]
 OneFasta = Annotated[
-    Path, typer.Argument(help=f"A FASTA file of contigs, {_FASTA}", callback=_files)
+    Path, typer.Argument(help=f"A FASTA file of contigs, {_FASTA}", callback=local_files)
 ]
 FrameTable = Annotated[Path, typer.Argument(help="A frame table of translate.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
@@ -187,21 +188,3 @@ def criteria(
     ] = "auto",
 ) -> None:
     """How contigs are called: `results.criteria.Asked` as options."""
-
-
-VirusFasta = Annotated[
-    list[Path],
-    typer.Option("--virus", help="FASTA of viruses; may be repeated.", callback=_files),
-]
-OtherFasta = Annotated[
-    list[Path],
-    typer.Option("--other", help="FASTA of all else; may be repeated.", callback=_files),
-]
-MoreVirus = Annotated[
-    list[Path] | None,
-    typer.Option(help="More FASTA of viruses, to train on alone.", callback=_files),
-]
-MoreOther = Annotated[
-    list[Path] | None,
-    typer.Option(help="More FASTA of all else, to train on alone.", callback=_files),
-]

@@ -17,13 +17,10 @@ from virnucpro_core.cli.options import (
     Json,
     ModelName,
     ModelsDir,
-    MoreOther,
-    MoreVirus,
-    OtherFasta,
     Output,
     Precision,
     PrecisionOption,
-    VirusFasta,
+    local_files,
 )
 from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import locked, made, written_aside
@@ -31,6 +28,23 @@ from virnucpro_core.files import locked, made, written_aside
 app = typer.Typer()
 modelling = commands(app, MODELS)
 measuring = commands(app, MEASURE)
+
+VirusFasta = Annotated[
+    list[Path],
+    typer.Option("--virus", help="FASTA of viruses; may be repeated.", callback=local_files),
+]
+OtherFasta = Annotated[
+    list[Path],
+    typer.Option("--other", help="FASTA of all else; may be repeated.", callback=local_files),
+]
+MoreVirus = Annotated[
+    list[Path] | None,
+    typer.Option(help="More FASTA of viruses, to train on alone.", callback=local_files),
+]
+MoreOther = Annotated[
+    list[Path] | None,
+    typer.Option(help="More FASTA of all else, to train on alone.", callback=local_files),
+]
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from virnucpro_core.cli import stdin
-from virnucpro_core.cli.command import MEASURE, RUN, commands
+from virnucpro_core.cli import models, stdin
+from virnucpro_core.cli.command import MEASURE, MODELS, RUN, commands
 from virnucpro_core.cli.options import (
     Devices,
     Fasta,
@@ -132,3 +132,14 @@ def doctor(
             lacking.append(finding.what)
     if lacking:
         raise VirNucProError(f"predict cannot run here: see {', '.join(dict.fromkeys(lacking))}.")
+
+
+@commands(models.app, MODELS)("virnucpro models card mini", name="card")
+def models_card(
+    name: Annotated[str, typer.Argument(help="The name of a model.")], models_dir: ModelsDir = None
+) -> None:
+    """A model's card, as Markdown: its parts, figures, recipe, and the notes of who made it."""
+    from virnucpro_core.lab.card import card
+    from virnucpro_core.models.store import resolve_model
+
+    typer.echo(card(resolve_model(name, models_dir)), nl=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -82,6 +83,12 @@ def written_aside(path: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
             aside.replace(target)
             sync_folder(target.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON as `written_aside` does."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

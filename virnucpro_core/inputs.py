@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import blamed, written_aside
+from virnucpro_core.files import blamed, write_json
 
 Input = list[dict[str, Any]]
 """Of each file its `name`, its `bytes`, and the `sha256` of its content, None for a pipe."""
@@ -74,5 +74,4 @@ def read_record(folder: Path) -> object:
 
 def write_record(folder: Path, given: Input) -> None:
     """Say in a folder whose work it holds."""
-    with written_aside(folder / RECORD) as aside:
-        aside.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, given)

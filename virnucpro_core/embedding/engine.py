@@ -38,7 +38,7 @@ from virnucpro_core.errors import (
     VirNucProError,
     first_line,
 )
-from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
+from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, write_json, written_aside
 from virnucpro_core.models.attention import numerics
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
@@ -93,8 +93,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
             logger.warning("the CPU does the work, and takes %s", in_words(seconds))
     run_schedule(encoder, schedule, job, rank, stages, stop)
     logger.info("%s: %s", device, stages)
-    with written_aside(job.folder / f"used{rank}.json") as aside:
-        aside.write_text(json.dumps(used(device, job.precision)))
+    write_json(job.folder / f"used{rank}.json", used(device, job.precision))
 
 
 def used(device: str, precision: str) -> dict[str, str | int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from virnucpro_core.errors import ModelError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import write_json, written_aside
 from virnucpro_core.models.classifier import MLPClassifier, classifier_of
 from virnucpro_core.models.dnabert_s import dnabert_s_of
 from virnucpro_core.models.esm2 import esm2_of
@@ -87,11 +87,6 @@ def _write_weights(path: Path, stored: Stored, kinds: Mapping[str, torch.dtype])
             handle.write(flat.view(torch.uint8).numpy().data)
 
 
-def _write_json(path: Path, content: object) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n")
-
-
 def write_model(
     folder: Path,
     name: str,
@@ -119,7 +114,7 @@ def write_model(
         parts[CLASSIFIER] = (classifier, _kinds(_head(classifier, dim), classifier))
     _write_parts(folder, parts)
     for part, config in (("dnabert_s", dnabert_s.config), ("esm2", esm2.config)):
-        _write_json(folder / part / CONFIG, dict(config))
+        write_json(folder / part / CONFIG, dict(config))
     with written_aside(folder / "dnabert_s" / TOKENIZER) as aside:
         aside.write_bytes(tokenizer)
     if classifier is None:
@@ -176,5 +171,5 @@ def _write_record(
 ) -> Model:
     stored = {file: Counter(map(KINDS.get, kinds.values())) for file, (_, kinds) in parts.items()}
     record = {"format": MODEL_FORMAT, **about, "weights": weights, "stored": stored}
-    _write_json(folder / "model.json", record)
+    write_json(folder / "model.json", record)
     return read_model(folder)

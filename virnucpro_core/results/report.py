@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import write_json, written_aside
 from virnucpro_core.results import multiqc
 from virnucpro_core.results.calls import CALLS
 from virnucpro_core.results.figures import ScoreGrid, bases
@@ -155,6 +155,5 @@ def write_report(
     left_out = {one.name: one.reason for one in in_order if isinstance(one, LeftOut)}
     summaries = [sample.summary for sample in samples]
     for name, said in multiqc.content(summaries, left_out, by_sample, __version__).items():
-        with written_aside(path.parent / name) as aside:
-            aside.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        write_json(path.parent / name, said)
     logger.info("%d samples in %s, %d left out", len(samples), path, len(left_out))

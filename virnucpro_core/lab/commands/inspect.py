@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,16 +19,11 @@ from virnucpro_core.cli.options import (
     PrecisionOption,
 )
 from virnucpro_core.errors import InputError, VirNucProError
-from virnucpro_core.files import keep_apart, written_aside
+from virnucpro_core.files import keep_apart, write_json, written_aside
 
 app = typer.Typer()
 run = commands(app, RUN)
 measuring = commands(app, MEASURE)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
 @measuring(
@@ -68,7 +62,7 @@ def compare(
         with written_aside(output) as aside:
             compared.write_flips(flipped, aside)
     if json_file is not None:
-        _write(json_file, about)
+        write_json(json_file, about)
     for line in compared.lines(about, flipped, show):
         typer.echo(line)
 
@@ -110,7 +104,7 @@ def estimate(
     others = elsewhere(amount, sizes, precision, classes)
     if json_file is not None:
         keep_apart(json_file, fasta)
-        _write(json_file, record(found, others))
+        write_json(json_file, record(found, others))
     for line in (*found.lines(), *others):
         typer.echo(line)
 

@@ -211,16 +211,17 @@ def frame_batches(
     yield from _checked(path, table, table.iter_batches(batch_size=rows, columns=columns))
 
 
-def scored_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Stream the frame table of results without texts: where each frame lies, and its scores.
+def scored_batches(
+    path: Path, columns: Sequence[str], rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Stream columns of the frame table of results, and those of HALVES that it has.
 
-    Columns contig, window, frame, start, end, score_virus; those of HALVES that the table has.
     Raises InputError when the file is none.
     """
     table = _open(path, SCORED, "the frames.parquet that `virnucpro classify` writes")
     halves = [name for name in HALVES.names if name in table.schema_arrow.names]
-    columns = ["contig", "window", "frame", "start", "end", "score_virus", *halves]
-    yield from _checked(path, table, table.iter_batches(BATCH_ROWS, columns=columns))
+    batches = table.iter_batches(rows, columns=[*columns, *halves])
+    yield from _checked(path, table, batches)
 
 
 def inventory_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

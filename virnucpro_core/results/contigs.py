@@ -104,11 +104,15 @@ def contig_rows(
         *(pa.array(x, mask=unread) for x in figures),
         reason,
     ]
-    arrays = [
-        column if isinstance(column, pa.Array) else pa.array(column, field.type)
-        for column, field in zip(columns, EVIDENCE, strict=True)
+    return pa.record_batch(_arrays(columns, EVIDENCE), schema=EVIDENCE)
+
+
+def _arrays(columns: list[Any], schema: pa.Schema) -> list[Any]:
+    """Columns of a schema, those of numpy as its types have them."""
+    return [
+        column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, field.type)
+        for column, field in zip(columns, schema, strict=True)
     ]
-    return pa.record_batch(arrays, schema=EVIDENCE)
 
 
 def viral_stretches(calls: WindowCalls, rule: ContigRule | None, before: int = 0) -> list[Region]:
@@ -146,17 +150,11 @@ def decide(
 
     Contigs called virus are regions as a whole; a stretch of one that is not is a provirus.
     """
-    column = {name: rows[name].to_numpy() for name in ("length", "evidence_bp", "score")}
-    score = column["score"].astype(np.float64)
+    score = rows["score"].to_numpy().astype(np.float64)
     reason = np.array(rows["reason"].to_pylist(), object)
     read = ~np.isnan(score)
-    short, little = (
-        column[name] < least
-        for name, least in (
-            ("length", criteria.min_length),
-            ("evidence_bp", criteria.min_evidence),
-        )
-    )
+    short = rows["length"].to_numpy() < criteria.min_length
+    little = rows["evidence_bp"].to_numpy() < criteria.min_evidence
     reason[read & little] = "little_evidence"
     reason[short] = "too_short"
     known = read & ~short & ~little
@@ -173,24 +171,16 @@ def decide(
     call = np.where(virus, "virus", np.where(known, "other", "no_call"))
     kept = [region for region in regions if call[region.contig] == "other"]
     count = virus.astype(np.int32) + np.bincount([r.contig for r in kept], minlength=len(score))
-    decided: dict[str, Any] = {
+    column: dict[str, Any] = {
+        **dict(zip(rows.column_names, rows.columns, strict=True)),
         "probability": pa.array(probability.astype(np.float32), mask=np.isnan(probability)),
         "fdr": pa.array(fdr.astype(np.float32), mask=np.isnan(fdr)),
         "regions": count,
         "call": call,
-        "reason": pa.array(reason, pa.string()),
+        "reason": reason,
     }
-    columns = [
-        decided[field.name] if field.name in decided else rows[field.name] for field in CONTIGS
-    ]
-    table = pa.table(
-        [
-            c if isinstance(c, pa.Array | pa.ChunkedArray) else pa.array(c).cast(field.type)
-            for c, field in zip(columns, CONTIGS, strict=True)
-        ],
-        schema=CONTIGS,
-    )
-    return table, kept, sample
+    columns = [column[name] for name in CONTIGS.names]
+    return pa.table(_arrays(columns, CONTIGS), schema=CONTIGS), kept, sample
 
 
 def _sample(score: Float64Array, given: float | None) -> Sample:

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import blame_machine, written_aside
+from virnucpro_core.files import blame_machine, write_json
 from virnucpro_core.inputs import Input, same
-from virnucpro_core.parquet import frame_batches
+from virnucpro_core.parquet import scored_batches
 from virnucpro_core.results.calls import Float32Array
-from virnucpro_core.schema import FRAMES, HALVES
+from virnucpro_core.schema import FRAMES, HALVES, SCORED
 
 MADE = "virnucpro.made"
 """Key in the footer of a scored frames.parquet: JSON of `Scores.made`."""
@@ -54,8 +54,7 @@ def read_summary(out: Path) -> dict[str, Any] | None:
 def record_configuration(out: Path, configuration: Mapping[str, Any]) -> None:
     """Add to a folder's summary.json what a command worked with: `{key: {"value", "from"}}`."""
     summary = {**(read_summary(out) or {}), "configuration": dict(configuration)}
-    with written_aside(out / "summary.json") as aside:
-        aside.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", summary)
 
 
 def refuse_other(out: Path, given: Input, *, force: bool) -> None:
@@ -79,17 +78,10 @@ def kept_scores(out: Path) -> Scores:
         raise InputError(f"{path}: keeps no scores of this version; embed again.") from None
 
     def batches() -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
-        names = [*FRAMES.names, "score_other", "score_virus"]
-        found = pq.read_schema(path).names
-        halves = [name if name in found else None for name in HALVES.names]
-        for batch in frame_batches(path, [*names, *filter(None, halves)], rows=4096):
-            none = np.full(batch.num_rows, np.nan, np.float32)
-            scores = np.column_stack(
-                [
-                    *(batch["score_other"], batch["score_virus"]),
-                    *(none if name is None else batch[name] for name in halves),
-                ]
-            )
+        columns = ("score_other", "score_virus", *HALVES.names)
+        for batch in scored_batches(path, SCORED.names, rows=4096):
+            none, found = np.full(batch.num_rows, np.nan, np.float32), batch.schema.names
+            scores = np.column_stack([batch[c] if c in found else none for c in columns])
             if scores.dtype != np.float32 or not np.isfinite(scores[:, :2]).all():
                 raise InputError(f"{path}: holds a score that is not finite; embed again.")
             yield batch.select(FRAMES.names), scores

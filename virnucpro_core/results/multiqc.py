@@ -14,7 +14,12 @@ COLOURS = {"virus": "#b4451f", "other": "#2f6690", "no_call": "#79828c"}
 LABELS = {"virus": "Virus", "other": "Other", "no_call": "No call"}
 
 _WHOLE = {"min": 0, "format": "{:,.0f}"}
-_PERCENT = {"min": 0, "max": 100, "suffix": "%", "format": "{:,.1f}"}
+_VIRUS_PERCENT = {
+    **{"min": 0, "max": 100, "suffix": "%", "format": "{:,.1f}"},
+    "title": "% Virus",
+    "description": "Share of contigs called virus",
+    "scale": "Oranges",
+}
 _ABOUT = {
     "parent_id": "virnucpro",
     "parent_name": "VirNucPro",
@@ -47,12 +52,7 @@ def content(
 
 def _general(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     headers = {
-        "virus_percent": {
-            **_PERCENT,
-            "title": "% Virus",
-            "description": "Share of contigs called virus",
-            "scale": "Oranges",
-        },
+        "virus_percent": _VIRUS_PERCENT,
         "virus": {
             **_WHOLE,
             "title": "Viral contigs",
@@ -87,7 +87,6 @@ def _table(samples: Sequence[Mapping[str, Any]], missing: str) -> dict[str, Any]
     def count(title: str, description: str, colour: str = "Greys") -> dict[str, Any]:
         return {**_WHOLE, "title": title, "description": description, "scale": colour}
 
-    share = {**_PERCENT, "title": "% Virus", "description": "Share of contigs called virus"}
     return {
         **_ABOUT,
         "id": "virnucpro_samples",
@@ -98,7 +97,7 @@ def _table(samples: Sequence[Mapping[str, Any]], missing: str) -> dict[str, Any]
         "headers": {
             "contigs": count("Contigs", "Contigs in the input"),
             "virus": count("Virus", "Contigs called virus", "Oranges"),
-            "virus_percent": {**share, "scale": "Oranges"},
+            "virus_percent": _VIRUS_PERCENT,
             "other": count("Other", "Contigs called other", "Blues"),
             "no_call": count("No call", "Contigs without a call"),
             "virus_bases": count("Virus bases", "Bases in contigs called virus", "Oranges"),

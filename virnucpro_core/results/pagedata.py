@@ -48,6 +48,8 @@ FRAME_COLUMNS = {
 frame: the number among `FRAMES`."""
 FRAMES = ("F1", "F2", "F3", "R1", "R2", "R3", "f1", "f2", "f3", "r1", "r2", "r3")
 UNKNOWN = 0xFFFF
+_SCORES = ("contig", "window", "frame", "start", "end", "score_virus")
+"""What is read of a frame table; its texts are not."""
 
 _ORDER = [
     ("score", "descending"),
@@ -182,7 +184,7 @@ class _Views:
         """Frames of one sample; row_of: the chosen contigs, and where they stand in the page."""
         if not row_of or not path.exists():
             return
-        for batch in scored_batches(path):
+        for batch in scored_batches(path, _SCORES):
             names = batch["contig"].dictionary_encode()
             rows = np.array([row_of.get(name, -1) for name in names.dictionary.to_pylist()])
             row = rows[names.indices.to_numpy()]

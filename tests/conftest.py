@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 from sample import FASTA, Sample, viral
-from tiny import ENDS, FAST, WINDOW, coding, write_tiny_model
+from tiny import ENDS, FAST, WINDOW, coding, fair_esm, save_dnabert_s, write_tiny_model
 
 from virnucpro_core import cli
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.models.store import Model, resolve_model
+from virnucpro_core.published.imports import import_model
 from virnucpro_core.sequences.translate import translate
 
 if not torch.cuda.is_available():
@@ -147,6 +148,43 @@ def fastas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         records = (f">{kind}_{n}.1#a\n{coding(rng, ends, 200)}\n" for n in range(40))
         paths[kind].write_text("".join(records))
     return paths
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give where all is tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with `pair`: encoders in published formats, imported without a classifier."""
+    parts = tmp_path_factory.mktemp("parts")
+    save_dnabert_s(parts / "DNABERT-S")
+    esm2 = fair_esm(parts / "esm2_t2.pt", 2, 32, 4, torch.float32)
+    root = tmp_path_factory.mktemp("store")
+    import_model("pair", dnabert_s=parts / "DNABERT-S", esm2=esm2, models_dir=root, window=WINDOW)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair(store: Path) -> Model:
+    return resolve_model("pair", store)
+
+
+@pytest.fixture(scope="module")
+def shards(
+    fastas: dict[str, Path], pair: Model, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The embeddings of `fastas`."""
+    folder = tmp_path_factory.mktemp("shards")
+    for kind, path in fastas.items():
+        translate([path], folder / f"{kind}.parquet", WINDOW)
+        embed(folder / f"{kind}.parquet", folder / f"{kind}.h5", pair, devices="cpu")
+    return {kind: folder / f"{kind}.h5" for kind in fastas}
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
+from pages import ROWS, Row, classified
 from sample import OPEN, STOPS, Sample
-from test_report import ROWS, Row, classified
 
 from virnucpro_core.results.report import write_report
 

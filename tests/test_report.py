@@ -3,160 +3,23 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from sample import FASTA, Sample, viral
+from pages import ROWS, Page, Row, classified, report
 from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.results import multiqc, pagedata
-from virnucpro_core.results.calls import CALLS, REASONS
-from virnucpro_core.results.criteria import Criteria
 from virnucpro_core.results.figures import ScoreGrid
-from virnucpro_core.results.pagedata import CONTIG_COLUMNS, FRAME_COLUMNS
 from virnucpro_core.results.report import PAGE, SCRIPTS, write_report
 from virnucpro_core.schema import CONTIGS
-from virnucpro_core.version import __version__
-
-Row = tuple[str, int, str, float | None]
-
-
-CRITERIA = Criteria("balanced", 0.5, None, 0, 150, None)
-
-
-def classified(folder: Path, rows: list[Row], name: str = "S", **changes: Any) -> Path:
-    """A folder as `classify` leaves it, of contigs given as (id, length, call or reason, score)."""
-    folder.mkdir(parents=True)
-    lines = ["\t".join(CONTIGS.names)]
-    calls: Counter[str] = Counter()
-    for contig, length, call, score in rows:
-        calls[call] += 1
-        if score is None:
-            lines.append(f"{contig}\t{length}\t1\t0\t0\t0\t0" + "\t" * 7 + f"0\tno_call\t{call}")
-        else:
-            viral = int(call == "virus")
-            lines.append(
-                f"{contig}\t{length}\t1\t1\t2\t{length}\t{viral}\t{viral}.0\t{score}\t{score}\t"
-                f"{score}\t\t\t{viral}\t{call}\t"
-            )
-    (folder / "contigs.tsv").write_text("\n".join(lines) + "\n")
-    no_call = {reason: calls[reason] for reason in REASONS}
-    summary = {
-        "format": 1,
-        "sample": name,
-        "model": "mini",
-        "window": 500,
-        "genetic_code": "1",
-        "weights": {"classifier.safetensors": "ab" * 32},
-        "precision": "fp32",
-        "packed": True,
-        "version": "9.9.9",
-        "criteria": CRITERIA.record(),
-        "prevalence": {"share": None, "source": None, "contigs": 9},
-        "contigs": {
-            "total": len(rows),
-            "virus": calls["virus"],
-            "other": calls["other"],
-            "no_call": sum(no_call.values()),
-        },
-        "no_call": no_call,
-        "windows": {"total": len(rows), "called": len(rows), "virus": calls["virus"]},
-        "frames": {"total": 2 * len(rows), "virus": 0},
-        "bases": {"total": sum(row[1] for row in rows), "virus": 0},
-    }
-    (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
-    return folder
-
-
-ROWS: list[Row] = [
-    ("phage", 48502, "virus", 0.98772),
-    ("host", 9000, "other", 0.0123),
-    ("tiny", 2, "too_short", None),
-    ("closed", 700, "no_stop_free_frame", None),
-]
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced; keeps what tests ask for."""
-
-    VOID = frozenset({"meta", "br", "input", "link", "img", "hr"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.data: dict[str, str] = {}
-        self.script = ""
-        self._block = ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        assert len(given) == len(attrs), f"an attribute twice in {tag}"
-        self.attributes.append((tag, given))
-        if tag == "script":
-            self._block = given.get("id") or ""
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script" and self._block:
-            self.data[self._block] = self.data.get(self._block, "") + data
-        elif self.open and self.open[-1] == "script":
-            self.script += data
-        elif not self.open or self.open[-1] != "style":
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.text))
-
-    @property
-    def about(self) -> dict[str, Any]:
-        about: dict[str, Any] = json.loads(self.data["about"])
-        return about
-
-    def block(self, name: str) -> bytes:
-        return gzip.decompress(base64.b64decode(self.data[f"data-{name}"]))
-
-    @property
-    def contigs(self) -> list[dict[str, Any]]:
-        """What the page's script makes of the data: a row a contig, in the order of the page."""
-        n, whole, at = self.about["contigs"], self.block("contigs"), 0
-        columns: dict[str, list[Any]] = {"contig": self.block("names").decode().split("\n")}
-        for name, kind in CONTIG_COLUMNS.items():
-            assert at % int(kind[1]) == 0, "a typed array begins at a multiple of its values' size"
-            columns[name] = np.frombuffer(whole, f"<{kind}", n, at).tolist()
-            at += n * int(kind[1])
-        assert at == len(whole)
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def report(outs: list[Path], path: Path, **options: Any) -> Page:
-    write_report(outs, path, **options)
-    return Page(path.read_text(encoding="utf-8"))
 
 
 def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
@@ -275,21 +138,6 @@ def test_results_of_earlier_runs_are_named_and_not_counted(tmp_path: Path) -> No
     assert "1 of 4 contigs is called virus" in page.words
 
 
-def test_the_page_holds_the_best_contigs_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pagedata, "LISTED", 500)
-    rng = np.random.default_rng(1)
-    scores = rng.random(1500).round(6).tolist()
-    rows: list[Row] = [
-        (f"c{i}", 100 + i, "virus" if s > 0.5 else "other", s) for i, s in enumerate(scores)
-    ]
-    page = report([classified(tmp_path / "a", rows)], tmp_path / "report.html")
-    best = sorted(range(len(rows)), key=lambda i: -scores[i])[:500]
-    assert [row["contig"] for row in page.contigs] == [f"c{i}" for i in best]
-    assert "The 500 with the highest score, of 1,500" in page.words
-
-
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     out = classified(tmp_path / "a", ROWS)
     write_report([out], tmp_path / "1.html")
@@ -329,58 +177,6 @@ def test_figures_count_every_scored_contig() -> None:
         for mark in figure.marks:
             assert 56 <= mark.x <= 508
             assert 11.9 <= mark.y <= 262
-
-
-def test_multiqc_content_lies_beside_the_page(tmp_path: Path) -> None:
-    ran: dict[str, Any] = {"command": None, "date": "2026-01-02T03:04:05Z", "seconds": {}}
-    ran["versions"] = {"virnucpro": "9.9.8", "torch": "2.10.0"}
-    outs = [
-        classified(tmp_path / "a", ROWS, "A", ran=[ran]),
-        classified(tmp_path / "b", ROWS[:1], "B"),
-    ]
-    write_report(outs, tmp_path / "report.html")
-    found = {p.name: json.loads(p.read_text()) for p in tmp_path.glob("*_mqc*")}
-    versions = found.pop("virnucpro_mqc_versions.yml")["VirNucPro"]
-    assert versions == {"virnucpro": [__version__, "9.9.8", "9.9.9"], "torch": "2.10.0"}
-    assert len({one["id"] for one in found.values()}) == 4
-    table, bars = found["virnucpro_mqc.json"], found["virnucpro_calls_mqc.json"]
-    assert (table["plot_type"], bars["plot_type"]) == ("table", "bargraph")
-    assert table["data"]["A"]["contigs"] == 4
-    assert table["data"]["A"]["other"] == 1
-    assert table["headers"].keys() == table["data"]["B"].keys()
-    assert bars["data"] == {
-        "A": {"virus": 1, "other": 1, "no_call": 2},
-        "B": {"virus": 1, "other": 0, "no_call": 0},
-    }
-    assert [*bars["data"]["A"]] == [*bars["categories"]] == [*CALLS]
-    general = found["virnucpro_general_mqc.json"]
-    assert general["plot_type"] == "generalstats"
-    assert general["data"]["A"]["virus_percent"] == 25
-    lines = found["virnucpro_scores_mqc.json"]["data"]
-    assert lines["A"]["0.9875"] == lines["A"]["0.0125"] == 50
-    assert sum(lines["B"].values()) == 100
-
-
-@pytest.mark.skipif(shutil.which("multiqc") is None, reason="no MultiQC on PATH")
-def test_multiqc_reads_all_of_its_content(tmp_path: Path) -> None:
-    outs = [classified(tmp_path / name, ROWS, name) for name in ("A", "B")]
-    write_report(outs, tmp_path / "in/report.html")
-    run = ["multiqc", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--strict"]
-    subprocess.run(run, check=True, capture_output=True)
-    data = tmp_path / "out/multiqc_data"
-    general = (data / "multiqc_general_stats.txt").read_text().splitlines()
-    assert [line.split("\t")[:2] for line in general[1:]] == [["A", "25.0"], ["B", "25.0"]]
-    plots = {path.stem for path in data.glob("multiqc_virnucpro_*.txt")}
-    assert {name.removeprefix("multiqc_virnucpro_") for name in plots} == {
-        *("samples_table", "calls_plot", "scores_plot")
-    }
-    assert "9.9.9" in (data / "multiqc_software_versions.txt").read_text()
-
-
-def test_multiqc_has_the_colours_of_the_page() -> None:
-    style = (PAGE / "page.css").read_text().split("@media")[0]
-    colours = dict(re.findall(r"--(virus|other|no_call): (#\w+);", style))
-    assert colours == multiqc.COLOURS
 
 
 def test_what_ran_is_on_the_page(tmp_path: Path) -> None:
@@ -423,62 +219,6 @@ def test_folders_that_are_not_classified_are_refused(tmp_path: Path) -> None:
         refused("is no summary of a classified sample", bare)
 
 
-def test_frames_of_viewed_contigs_are_those_of_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Blocks of three rows, so that a contig's frames lie in several."""
-    monkeypatch.setattr(pagedata, "FRAME_ROWS", 3)
-    sample = Sample(tmp_path, FASTA, viral)
-    sample.classify()
-    page = report([tmp_path / "out"], tmp_path / "report.html")
-    total = page.about["frames"]
-    columns: dict[str, list[int]] = {name: [] for name in FRAME_COLUMNS}
-    for number in range(-(-total // 3)):
-        whole, at, n = page.block(f"frames{number}"), 0, min(3, total - 3 * number)
-        for name, kind in FRAME_COLUMNS.items():
-            part = np.frombuffer(whole, f"<{kind}", n, at)
-            at += part.nbytes
-            if name in ("window", "start"):
-                part = np.cumsum(part, dtype=np.uint32)
-            columns[name] += part.tolist()
-    frames = pq.read_table(tmp_path / "out/frames.parquet").to_pylist()
-    assert total == len(frames)
-    for contig in page.contigs:
-        own = [row for row in frames if row["contig"] == contig["contig"]]
-        assert contig["view_rows"] == len(own)
-        for i, row in enumerate(own, contig["view_at"]):
-            name = page.about["frame_names"][columns["frame"][i]]
-            assert (name, columns["window"][i]) == (row["frame"], row["window"])
-            place = columns["start"][i], columns["start"][i] + columns["span"][i]
-            assert place == (row["start"], row["end"])
-            assert columns["both"][i] == round(row["score_virus"] * 10_000)
-
-
-def test_views_beyond_what_a_page_holds_go_to_viral_contigs_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pagedata, "VIEWED", 45)
-    sample = Sample(tmp_path, FASTA, viral)
-    sample.classify()
-    page = report([tmp_path / "out"], tmp_path / "report.html")
-    calls = {page.about["calls"][row["call"]] for row in page.contigs if row["view_rows"]}
-    assert calls == {"virus"}
-    assert 0 < page.about["views"] < len(page.contigs)
-
-
 def test_report_is_written_without_torch() -> None:
     script = "import sys, virnucpro_core.results.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_a_million_contigs_make_a_page_that_opens(tmp_path: Path) -> None:
-    out = classified(tmp_path / "a", ROWS)
-    with (out / "contigs.tsv").open("a") as handle:
-        handle.writelines(
-            f"c{i}\t{500 + i % 9000}\t1\t1\t2\t500\t0\t0.0\t0.1\t{i % 997 / 2000}"
-            "\t0.0\t\t\t0\tother\t\n"
-            for i in range(1_000_000)
-        )
-    page = report([out], tmp_path / "report.html")
-    assert (tmp_path / "report.html").stat().st_size < 8_000_000
-    assert page.about["contigs"] == pagedata.LISTED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
@@ -14,13 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import esm
 import numpy as np
 import pytest
 import torch
 from hugging_face import save_esm2
 from safetensors.torch import load_file
-from tiny import save_dnabert_s, write_tiny_model
+from tiny import fair_esm, save_dnabert_s, write_tiny_model
 
 import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, MachineError, ModelError
@@ -42,23 +40,6 @@ def bring_in(
         window=60,
         shared=shared,
     )
-
-
-def fair_esm(path: Path, layers: int, dim: int, heads: int, dtype: torch.dtype) -> Path:
-    """A random ESM-2 as fair-esm's `.pt`."""
-    torch.manual_seed(0)
-    model = esm.model.esm2.ESM2(num_layers=layers, embed_dim=dim, attention_heads=heads)
-    config = argparse.Namespace(
-        encoder_layers=layers, encoder_embed_dim=dim, encoder_attention_heads=heads
-    )
-    state = {
-        f"encoder.{'' if name.startswith('lm_head') else 'sentence_encoder.'}{name}": tensor.to(
-            dtype if tensor.is_floating_point() else None
-        )
-        for name, tensor in model.state_dict().items()
-    }
-    torch.save({"cfg": {"model": config}, "model": state}, path)
-    return path
 
 
 def test_resolve_model_any_small_file_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import esm
 import hugging_face
 import numpy as np
 import torch
@@ -55,6 +57,23 @@ def save_dnabert_s(folder: Path, layers: int = 2, dim: int = 24, heads: int = 3)
     """A Hugging Face folder of a DNABERT-S."""
     hugging_face.save_dnabert_s(folder, DNABERTS(64, layers, dim, heads, 40))
     (folder / "tokenizer.json").write_text(tokenizer())
+
+
+def fair_esm(path: Path, layers: int, dim: int, heads: int, dtype: torch.dtype) -> Path:
+    """A random ESM-2 as fair-esm's `.pt`."""
+    torch.manual_seed(0)
+    model = esm.model.esm2.ESM2(num_layers=layers, embed_dim=dim, attention_heads=heads)
+    config = argparse.Namespace(
+        encoder_layers=layers, encoder_embed_dim=dim, encoder_attention_heads=heads
+    )
+    state = {
+        f"encoder.{'' if name.startswith('lm_head') else 'sentence_encoder.'}{name}": tensor.to(
+            dtype if tensor.is_floating_point() else None
+        )
+        for name, tensor in model.state_dict().items()
+    }
+    torch.save({"cfg": {"model": config}, "model": state}, path)
+    return path
 
 
 def write_tiny_model(root: Path, name: str = "tiny", seed: int = 0) -> Model:

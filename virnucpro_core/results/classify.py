@@ -47,7 +47,7 @@ from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.halves import Halves, hidden_halves
 from virnucpro_core.results.kept import Scores, refuse_other
 from virnucpro_core.results.ran import ran
-from virnucpro_core.results.tables import ResultFiles
+from virnucpro_core.results.tables import result_files
 from virnucpro_core.sequences.frames import is_run
 from virnucpro_core.sequences.windows import Int64Array
 from virnucpro_core.version import __version__
@@ -298,7 +298,7 @@ def call(
     counts: Counter[str] = Counter()
     rows: list[pa.RecordBatch] = []
     stretches: list[Region] = []
-    with ResultFiles(out, scores.made) as files:
+    with result_files(out, scores.made) as files:
         for inventory in inventory_batches(contigs):
             names = inventory["contig"].to_pylist()
             calls = WindowCalls.of(inventory["length"].to_numpy(), scores.made["window"])

@@ -159,13 +159,9 @@ def _nice(value: int) -> int:
 
 
 def _count(count: int) -> str:
-    return (
-        f"{count / 1e6:g} M"
-        if count >= 1e6
-        else f"{count / 1e3:g} k"
-        if count >= 1e4
-        else f"{count:,}"
-    )
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e6:g} M" if count >= 1e6 else f"{count / 1e3:g} k"
 
 
 def bases(count: int) -> str:

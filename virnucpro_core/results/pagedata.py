@@ -29,11 +29,8 @@ VIEWED = 1_500_000
 FRAME_ROWS = 1 << 16
 
 CONTIG_COLUMNS = {
-    **dict.fromkeys(
-        ("sample", "length", "windows", "scored_windows", "frames", "evidence_bp", "viral_windows"),
-        "u4",
-    ),
-    **dict.fromkeys(("regions", "view_at", "view_rows"), "u4"),
+    **dict.fromkeys(("sample", "length", "windows", "scored_windows", "frames"), "u4"),
+    **dict.fromkeys(("evidence_bp", "viral_windows", "regions", "view_at", "view_rows"), "u4"),
     **dict.fromkeys(("max_virus_score", "mean_virus_score", "score", "probability", "fdr"), "f4"),
     **dict.fromkeys(("call", "reason"), "u1"),
 }

@@ -28,12 +28,7 @@ COUNTS: dict[str, tuple[str, ...]] = {
 }
 _KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("sample", "model", "precision", "version", "genetic_code"), str),
-    **{
-        "window": int,
-        "packed": bool,
-        "criteria": dict,
-        "weights": dict,
-    },
+    **{"window": int, "packed": bool, "criteria": dict, "weights": dict},
 }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import compress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote
 
@@ -66,59 +65,53 @@ def _write_lines(handle: TextIO, *columns: Sequence[object]) -> None:
     handle.writelines("\t".join(map(str, row)) + "\n" for row in zip(*columns, strict=True))
 
 
+@contextmanager
+def result_files(out: Path, made_with: Mapping[str, Any]) -> Iterator[ResultFiles]:
+    """The result files of one sample, to be finished in here; on an error none is left.
+
+    made_with: what the scores were made with, kept in the frame table's footer.
+    """
+    with made(out), ExitStack() as stack:
+        yield ResultFiles(out, made_with, stack)
+
+
 class ResultFiles:
     """The result files of one sample, each whole or absent; summary.json appears last.
 
-    Use as a context manager, and call `finish` once at its end; on an error no file is left.
-    made: what the scores were made with, kept in the frame table's footer.
+    stack: at its end files are renamed, the last that was opened first.
     """
 
-    def __init__(self, out: Path, made: Mapping[str, Any]) -> None:
-        self._out = out
-        self._made = made
-        self._stack = ExitStack()
+    def __init__(self, out: Path, made_with: Mapping[str, Any], stack: ExitStack) -> None:
+        self._out, self._made_with, self._stack = out, made_with, stack
         self._highest = HighestScores()
         self._texts: list[TextIO] = []
+        self._summary = self._text_file("summary.json")
+        self._contigs = self._text_file("contigs.tsv")
+        self._windows = self._text_file("windows.tsv")
+        self._predictions = Predictions(self._text_file(PREDICTIONS))
+        self._highest_csv = self._text_file(HIGHEST_SCORE)
+        self._regions = self._text_file("regions.tsv")
+        self._gff = self._text_file("regions.gff3")
+        self._viral = self._fasta("viral.fasta.gz")
+        self._stretches = self._fasta("regions.fasta.gz")
+        self._inventory = self._aside("contigs.parquet")
+        self._inventory.touch()
+        self._frames = stack.enter_context(table_writer(self._aside("frames.parquet"), _WRITTEN))
+        self._contigs.write("\t".join(CONTIGS.names) + "\n")
+        self._windows.write("\t".join(WINDOWS) + "\n")
 
-    def __enter__(self) -> ResultFiles:
-        with ExitStack() as stack:  # files are renamed in reverse order
-            stack.enter_context(made(self._out))
-            self._summary = self._text_file(stack, "summary.json")
-            self._contigs = self._text_file(stack, "contigs.tsv")
-            self._windows = self._text_file(stack, "windows.tsv")
-            self._predictions = Predictions(self._text_file(stack, PREDICTIONS))
-            self._highest_csv = self._text_file(stack, HIGHEST_SCORE)
-            self._regions = self._text_file(stack, "regions.tsv")
-            self._gff = self._text_file(stack, "regions.gff3")
-            self._viral = self._fasta(stack, "viral.fasta.gz")
-            self._stretches = self._fasta(stack, "regions.fasta.gz")
-            self._inventory = stack.enter_context(written_aside(self._out / "contigs.parquet"))
-            self._inventory.touch()
-            aside = stack.enter_context(written_aside(self._out / "frames.parquet"))
-            self._frames = stack.enter_context(table_writer(aside, _WRITTEN))
-            self._contigs.write("\t".join(CONTIGS.names) + "\n")
-            self._windows.write("\t".join(WINDOWS) + "\n")
-            self._stack = stack.pop_all()
-        return self
+    def _aside(self, name: str) -> Path:
+        return self._stack.enter_context(written_aside(self._out / name))
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    def _text_file(self, name: str) -> TextIO:
+        file = self._aside(name).open("w", encoding="utf-8", newline="\n")
+        self._texts.append(self._stack.enter_context(file))
+        return file
 
-    def _text_file(self, stack: ExitStack, name: str) -> TextIO:
-        aside = stack.enter_context(written_aside(self._out / name))
-        self._texts.append(stack.enter_context(aside.open("w", encoding="utf-8", newline="\n")))
-        return self._texts[-1]
-
-    def _fasta(self, stack: ExitStack, name: str) -> gzip.GzipFile:
-        aside = stack.enter_context(written_aside(self._out / name))
-        raw = stack.enter_context(aside.open("wb"))
+    def _fasta(self, name: str) -> gzip.GzipFile:
+        raw = self._stack.enter_context(self._aside(name).open("wb"))
         # neither name nor time within: the same contigs give the same bytes
-        return stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
+        return self._stack.enter_context(gzip.GzipFile("", "wb", 6, raw, mtime=0))
 
     def write_frames(self, frames: pa.RecordBatch, scores: Float32Array) -> None:
         """Rows of a frame table with their scores (N, 4), as `kept.Scores` has them."""
@@ -155,44 +148,36 @@ class ResultFiles:
                 regions = of.get(row, [])
                 if is_virus[row]:
                     length = batch["length"][i].as_py()
-                    whole = Region(row, 0, length, int(windows[row]), float(score[row]))
-                    regions = [whole]
-                    self._write_fasta(self._viral, batch, i, None)
-                for number, region in enumerate(regions, 1):
-                    self._write_region(batch, i, region, None if is_virus[row] else number)
+                    regions = [Region(row, 0, length, int(windows[row]), float(score[row]))]
+                    self._write_fasta(self._viral, batch, i, regions[0], "")
+                for region in regions:
+                    self._write_region(batch, i, region, whole=is_virus[row])
                 row += 1
         shutil.copyfile(inventory, self._inventory)
 
     def _write_fasta(
-        self, handle: gzip.GzipFile, batch: pa.RecordBatch, i: int, region: Region | None
+        self, handle: gzip.GzipFile, batch: pa.RecordBatch, i: int, region: Region, part: str
     ) -> None:
-        """A contig, or a provirus of it, whose id is geNomad's: 1-based, both ends included."""
-        name, bases = batch["contig"][i].as_py(), memoryview(batch["sequence"][i].as_buffer())
-        if region is not None:
-            name += f"|provirus_{region.start + 1}_{region.end}"
-            bases = bases[region.start : region.end]
-        header = f"{name} {batch['description'][i]}".rstrip()
+        header = f"{batch['contig'][i]}{part} {batch['description'][i]}".rstrip()
         handle.write(f">{header}\n".encode())
-        handle.write(bases)
+        handle.write(memoryview(batch["sequence"][i].as_buffer())[region.start : region.end])
         handle.write(b"\n")
 
-    def _write_region(
-        self, batch: pa.RecordBatch, i: int, region: Region, number: int | None
-    ) -> None:
-        """number: of a provirus, among those of its contig; None for a contig as a whole."""
-        name, kind = batch["contig"][i].as_py(), "whole" if number is None else "provirus"
+    def _write_region(self, batch: pa.RecordBatch, i: int, region: Region, *, whole: bool) -> None:
+        """A contig, or a provirus of it, whose id is geNomad's: 1-based, both ends included."""
+        name, kind = batch["contig"][i].as_py(), "whole" if whole else "provirus"
         score = f"{region.score:.4g}"
         length = region.end - region.start
         row = (name, region.start, region.end, length, region.windows, score, kind)
         self._regions.write("\t".join(map(str, row)) + "\n")
         where = quote(name, safe=_GFF_SAFE)
-        what = "viral_sequence" if number is None else "proviral_region"  # of Sequence Ontology
-        part = "" if number is None else f"|provirus_{region.start + 1}_{region.end}"
+        what = "viral_sequence" if whole else "proviral_region"  # of Sequence Ontology
+        part = "" if whole else f"|provirus_{region.start + 1}_{region.end}"
         place = (where, "virnucpro", what, region.start + 1, region.end, score, ".", ".")
         self._gff.write(
             "\t".join(map(str, place)) + f"\tID={where}{part};windows={region.windows}\n"
         )
-        self._write_fasta(self._stretches, batch, i, None if number is None else region)
+        self._write_fasta(self._stretches, batch, i, region, part)
 
     def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
         ids = calls.ids(names)
@@ -214,7 +199,7 @@ class ResultFiles:
         self._highest.write(self._highest_csv)
         self._summary.write(json.dumps(summary, indent=2) + "\n")
         # what a full disk may refuse is on disk before anything that was there goes
-        self._frames.finish({MADE: json.dumps(self._made)})
+        self._frames.finish({MADE: json.dumps(self._made_with)})
         self._viral.close()
         self._stretches.close()
         for handle in self._texts:

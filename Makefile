@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all one needs; both install first what is missing.
 PYTHON ?= python3
 
-.PHONY: setup demo test test-slow wheel lint lint-python lint-nextflow lock sbom clean
+.PHONY: setup demo test test-slow mutants wheel lint lint-python lint-nextflow lock audit sbom clean
 
 setup: .venv/.installed .tools/.installed
 
@@ -47,6 +47,10 @@ test: lint
 test-slow: setup
 	.venv/bin/pytest -m slow
 
+# Which changes of one place in the package no test notices: an hour on 2 cores.
+mutants: setup
+	.venv/bin/python scripts/mutants.py -o docs/benchmarks/mutants.json
+
 # What -profile conda installs.
 wheel: setup
 	rm -rf build # files that are gone from here would be taken out of it
@@ -58,6 +62,15 @@ COMPILE = uv pip compile pyproject.toml --universal --python-version 3.11 --gene
 lock:
 	$(COMPILE) --extra dev -o requirements.txt
 	$(COMPILE) --constraints requirements.txt -o requirements-runtime.txt
+
+# Known holes in what is pinned; asks the package index.
+audit: .tools/audit/.installed
+	.tools/audit/bin/pip-audit --disable-pip --require-hashes -r requirements-runtime.txt
+
+.tools/audit/.installed:
+	$(PYTHON) -m venv .tools/audit
+	.tools/audit/bin/pip install --quiet pip-audit==2.10.1
+	@touch $@
 
 # What the image's Python packages are, with their licences and who needs whom, in CycloneDX.
 sbom: setup .tools/sbom/.installed

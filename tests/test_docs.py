@@ -37,3 +37,14 @@ def test_hooks_lint_and_ci_does_what_the_two_commands_do() -> None:
     assert f"\nlint: {' '.join(hooks)}\n" in MAKEFILE
     [workflow] = ROOT.glob(".github/workflows/*")
     assert re.findall(r"run: (.*)", workflow.read_text()) == ["make demo", "make test"]
+
+
+def test_proofs_of_reliability_are_tests_that_exist() -> None:
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text())
+    written = {
+        name
+        for path in ROOT.glob("tests/test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 30
+    assert set(named) <= written

@@ -64,3 +64,14 @@ def test_published_is_imported_by_its_commands_the_face_and_what_makes_models_al
         and any(name.startswith("virnucpro_core.published") for name in imports(path))
     }
     assert arrows == {"__init__.py", "cli/models.py", "lab/export.py", "lab/train_head.py"}
+
+
+def test_nothing_runs_what_an_input_says() -> None:
+    """No shell, no evaluated text, and no pickle but the reader of ours that runs nothing."""
+    for path in PACKAGE.rglob("*.py"):
+        assert not {name.partition(".")[0] for name in imports(path)} & {"pickle", "marshal"}, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in {"eval", "exec", "os.system", "os.popen", "torch.load"}, path
+                assert "shell" not in {keyword.arg for keyword in node.keywords}, path

@@ -188,5 +188,5 @@ def _sample(score: Float64Array, given: float | None) -> Sample:
         return Sample(given, "given", len(score))
     if len(score) < LEAST_CONTIGS:
         return Sample(PRIOR, "prior", len(score))
-    share = _digits(np.array([estimated_share(score, PRIOR)]))
-    return Sample(float(share[0]), "estimated", len(score))
+    share = float(f"{estimated_share(score, PRIOR):.4g}")
+    return Sample(share, "estimated", len(score))

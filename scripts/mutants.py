@@ -1,0 +1,232 @@
+"""Change the package in one place at a time, and see whether a test notices.
+
+    python scripts/mutants.py [--number 200] [--seed 0] [--jobs 2] [-o mutants.json] [MODULE...]
+
+A mutant is a comparison, a condition, an operator, a number or a keyword argument that is another,
+or a call or a refusal that is gone. Each is written into a copy of the package, and the tests of
+its module run against that, the likeliest first, until one fails. What survives is printed; lines
+with a reason in `scripts/mutants.txt` are equivalent, and count as killed by none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parents[1]
+EQUIVALENT = Path(__file__).with_suffix(".txt")
+
+TESTS = {
+    "sequences/windows": "frames legacy",
+    "sequences/frames": "frames",
+    "sequences/codes": "codes frames",
+    "sequences/tokens": "encoders frames",
+    "sequences/fasta": "fasta stdin",
+    "sequences/split": "split",
+    "sequences/translate": "frames codes",
+    "embedding/journal": "journal embedding",
+    "embedding/shards": "journal embedding workers merge",
+    "embedding/merge": "merge",
+    "embedding/hdf5": "merge embedding",
+    "embedding/schedule": "embedding workers",
+    "embedding/devices": "devices",
+    "models/classifier": "classifier",
+    "models/rule": "rule contigs calls",
+    "models/store": "store predict",
+    "models/layout": "store checkpoints",
+    "models/gate": "validate",
+    "results/calls": "calls contigs legacy",
+    "results/contigs": "contigs calls",
+    "results/criteria": "calls calls_refused",
+    "results/prevalence": "prevalence contigs",
+    "results/regions": "regions",
+    "results/legacy": "legacy",
+    "results/classify": "calls predict calls_refused",
+    "results/kept": "calls calls_refused predict",
+    "results/again": "calls calls_refused",
+    "one_process": "predict options",
+    "files": "files full_disk",
+    "parquet": "reading files fuzz",
+}
+"""Of each module that decides values or files, the tests that are its own, without `test_`."""
+
+_COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+_COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A module, the line, and what stands there now and instead."""
+
+    module: str
+    line: int
+    before: str
+    after: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.py: {self.before} -> {self.after}"
+
+
+def _variants(node: ast.AST) -> Iterator[ast.AST]:
+    """What may stand in the place of a node."""
+    other = copy.deepcopy(node)
+    match other:
+        case ast.Compare(ops=[op]) if type(op) in _COMPARED:
+            other.ops = [_COMPARED[type(op)]()]
+            yield other
+        case ast.BinOp(op=op) if type(op) in _COMPUTED:
+            other.op = _COMPUTED[type(op)]()
+            yield other
+        case ast.BoolOp(op=op):
+            other.op = ast.Or() if isinstance(op, ast.And) else ast.And()
+            yield other
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            yield operand
+        case ast.Constant(value=bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(value=int(value) | float(value)):
+            yield ast.Constant(value + 1 if abs(value) <= 10 else 2 * value)
+        case ast.If(test=test) | ast.IfExp(test=test):
+            other.test = ast.UnaryOp(ast.Not(), test)
+            yield other
+        case ast.Call(keywords=[*_, ast.keyword(arg=str())]):
+            other.keywords = other.keywords[:-1]
+            yield other
+        case ast.Raise() | ast.Expr(value=ast.Call()):
+            yield ast.Pass()
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    """All mutants of a module. Hints and decorators have none, nor f-strings (no places)."""
+    text = (ROOT / "virnucpro_core" / f"{module}.py").read_bytes()
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    tree = ast.parse(text)
+    quiet = {
+        id(inner)
+        for node in ast.walk(tree)
+        for outer in (
+            *(getattr(node, name, None) for name in ("annotation", "returns")),
+            *getattr(node, "decorator_list", ()),
+            node if isinstance(node, ast.JoinedStr) else None,
+        )
+        if outer is not None
+        for inner in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        if id(node) in quiet or not isinstance(node, ast.stmt | ast.expr):
+            continue
+        begin = starts[node.lineno - 1] + node.col_offset
+        end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+        for variant in _variants(node):
+            after = ast.unparse(ast.fix_missing_locations(variant))
+            if isinstance(node, ast.stmt):
+                after = after.replace("\n", "\n" + " " * node.col_offset)
+            else:
+                after = f"({after})"
+            source = (text[:begin] + after.encode() + text[end:]).decode()
+            try:
+                compile(source, module, "exec")
+            except SyntaxError:
+                continue
+            before = " ".join(text[begin:end].decode().split())
+            yield Mutant(module, node.lineno, before[:90], " ".join(after.split())[:90], source)
+
+
+def survives(mutant: Mutant, copy_: Path) -> bool:
+    """Whether the module's tests pass over the mutant, in a copy of the package."""
+    path = copy_ / "virnucpro_core" / f"{mutant.module}.py"
+    original = path.read_text()
+    tests = [f"tests/test_{name}.py" for name in TESTS[mutant.module].split()]
+    tests = [test for test in tests if (copy_ / test).exists()]
+    try:
+        path.write_text(mutant.source)
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+             "-m", "not slow and not gpu", *tests],
+            cwd=copy_,
+            env={**os.environ, "PYTHONPATH": str(copy_), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            timeout=300,
+        )  # fmt: skip
+        return run.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False  # a loop without an end is noticed
+    finally:
+        path.write_text(original)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as results/calls")
+    parser.add_argument("--number", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("-o", "--output", type=Path)
+    given = parser.parse_args()
+    reasons = dict(
+        line.split(" # ", 1) for line in EQUIVALENT.read_text().splitlines() if " # " in line
+    )
+    every = [one for module in given.modules or TESTS for one in mutants(module)]
+    chosen = random.Random(given.seed).sample(every, min(given.number, len(every)))
+    chosen = [mutant for mutant in chosen if str(mutant) not in reasons]
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for job in range(given.jobs):
+            place = Path(folder) / str(job)
+            for name in ("virnucpro_core", "tests", "assets"):
+                shutil.copytree(ROOT / name, place / name)
+            shutil.copy(ROOT / "pyproject.toml", place)
+            copies.put(place)
+
+        def judged(mutant: Mutant) -> bool:
+            place = copies.get()
+            try:
+                return survives(mutant, place)
+            finally:
+                copies.put(place)
+
+        alive = []
+        for mutant, survived in zip(chosen, pool.map(judged, chosen), strict=True):
+            if survived:
+                alive.append(mutant)
+                print(f"survived: {mutant}  (line {mutant.line})", flush=True)
+    killed = len(chosen) - len(alive)
+    print(f"{killed} of {len(chosen)} killed, of {len(every)} that there are")
+    if given.output:
+        tried, left = (Counter(one.module for one in group) for group in (chosen, alive))
+        record = {
+            "killed": killed,
+            "tried": len(chosen),
+            "of": len(every),
+            "seed": given.seed,
+            "modules": {name: [tried[name] - left[name], tried[name]] for name in sorted(tried)},
+            "survivors": [f"{one} (line {one.line})" for one in alive],
+        }
+        given.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

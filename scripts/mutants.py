@@ -58,9 +58,9 @@ TESTS = {
     "results/classify": "calls predict calls_refused",
     "results/kept": "calls calls_refused predict",
     "results/again": "calls calls_refused",
-    "one_process": "predict options",
+    "one_process": "predict options options_calls",
     "files": "files full_disk",
-    "parquet": "reading files fuzz",
+    "parquet": "reading files fuzz_tables",
 }
 """Of each module that decides values or files, the tests that are its own, without `test_`."""
 

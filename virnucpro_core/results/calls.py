@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from virnucpro_core.models.rule import Float64Array, features
 from virnucpro_core.sequences.windows import Int64Array, windows
 
-CALLS = ("virus", "other", "no_call")
+LABELS = {"virus": "Virus", "other": "Other", "no_call": "No call"}
+CALLS = tuple(LABELS)
 REASONS = ("too_short", "ambiguous", "no_stop_free_frame", "little_evidence")
 
 Float32Array = NDArray[np.float32]

@@ -6,12 +6,12 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from virnucpro_core.results.calls import LABELS
 from virnucpro_core.results.figures import HISTOGRAM_BINS
 from virnucpro_core.sequences.windows import Int64Array
 
 COLOURS = {"virus": "#b4451f", "other": "#2f6690", "no_call": "#79828c"}
 """The page's, in its light form."""
-LABELS = {"virus": "Virus", "other": "Other", "no_call": "No call"}
 
 _WHOLE = {"min": 0, "format": "{:,.0f}"}
 _VIRUS_PERCENT = {

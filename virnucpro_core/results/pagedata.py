@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro_core.parquet import scored_batches
-from virnucpro_core.results.calls import CALLS, REASONS
+from virnucpro_core.results.calls import CALLS, LABELS, REASONS
 from virnucpro_core.results.tables import read_regions
 
 LISTED = 200_000
@@ -145,6 +145,7 @@ def _about(contigs: int, frames: int, views: int) -> dict[str, Any]:
         "contig_columns": CONTIG_COLUMNS,
         "frame_columns": FRAME_COLUMNS,
         "calls": CALLS,
+        "labels": LABELS,
         "reasons": REASONS,
         "frame_names": FRAMES,
     }

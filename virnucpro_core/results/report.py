@@ -19,7 +19,7 @@ from markupsafe import Markup
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import write_json, written_aside
 from virnucpro_core.results import multiqc
-from virnucpro_core.results.calls import CALLS
+from virnucpro_core.results.calls import CALLS, LABELS
 from virnucpro_core.results.figures import ScoreGrid, bases
 from virnucpro_core.results.pagedata import Best, page_data
 from virnucpro_core.results.summaries import COUNTS, LeftOut, Sample, made_by, read_sample
@@ -104,6 +104,7 @@ def _render(
         scatter=scores.scatter(),
         percent=_percent,
         calls=CALLS,
+        labels=LABELS,
         data=data,
         about=_json({**data.about, "samples": [_for_script(one) for one in summaries]}),
     )

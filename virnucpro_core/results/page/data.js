@@ -79,7 +79,7 @@ const whole = new Intl.NumberFormat("en-US");
 const number = value => whole.format(value);
 const share = value => (Number.isNaN(value) ? "" : value.toFixed(4));
 const rate = value => (Number.isNaN(value) ? "" : value < 0.001 ? "<0.001" : value.toFixed(3));
-const LABELS = { virus: "Virus", other: "Other", no_call: "No call" };
+const LABELS = about.labels;
 const callOf = (contigs, row) => about.calls[contigs.call[row]];
 const reasonOf = (contigs, row) => (about.reasons[contigs.reason[row]] ?? "").replaceAll("_", " ");
 const sampleOf = (contigs, row) => about.samples[contigs.sample[row]];

@@ -182,6 +182,7 @@ def run(page: Path, shelf: Path, folder: Path, *, slow: bool) -> None:
     env = {key: value for key, value in os.environ.items() if not key.startswith("VIRNUCPRO_")}
     env |= {"PATH": f"{sys.prefix}/bin:{env['PATH']}", "PYTHONPATH": str(ROOT)}
     env |= {"HF_HOME": str(hub / "cache"), "NO_PROXY": "127.0.0.1", "NXF_ANSI_LOG": "false"}
+    env["OMP_NUM_THREADS"] = "1"  # tiny models are quicker so
     with served(hub) as server:
         ran = subprocess.run(
             ["bash", "-eu", "-o", "pipefail", "-c", script],

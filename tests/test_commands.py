@@ -31,6 +31,10 @@ from virnucpro_core.published.fetch import DNABERT_S, ESM2
 from virnucpro_core.published.imports import import_model
 
 ROOT = Path(__file__).parents[1]
+CHECKOUT = (
+    *("assets", "bin", "conf", "modules", "scripts", "subworkflows", "tests", "virnucpro_core"),
+    *("main.nf", "nextflow", "nextflow.config", "nextflow_schema.json", "pyproject.toml"),
+)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 FIGURES = ROOT / "docs" / "benchmarks" / "README.md"
 
@@ -126,34 +130,29 @@ def test_no_reason_to_leave_a_command_out_is_without_one() -> None:
 def shelf(tmp_path_factory: pytest.TempPathFactory, fastas: dict[str, Path]) -> Path:
     """A checkout with the files beside it that pages name."""
     folder = tmp_path_factory.mktemp("shelf")
-    for path in ROOT.glob("[!.]*"):
-        (folder / path.name).symlink_to(path)
+    for name in CHECKOUT:
+        (folder / name).symlink_to(ROOT / name)
     (folder / ".venv").symlink_to(sys.prefix)
     genomes = (ROOT / "assets/demo/phages.fasta").read_text().split(">")
-    written = {"contigs": "".join(f">{genome}" for genome in genomes[2:6])}
-    written |= {"virus": fastas["virus"].read_text(), "other": fastas["other"].read_text()}
-    for names, text in {
-        ("contigs.fasta", "contigs.fa", "contigs.fa.gz", "gut.fa.gz"): written["contigs"],
-        ("virus.fa", "viruses.fa.gz"): written["virus"],
-        ("other.fa", "others.fa.gz"): written["other"],
-        ("samples.csv",): "sample,fasta\ngut_1,contigs.fasta\ngut_2,gut.fa.gz\n",
-    }.items():
-        for name in names:
-            content = text.encode()
-            (folder / name).write_bytes(gzip.compress(content) if name[-2:] == "gz" else content)
-    ids = re.findall(r">(\S+)", written["virus"] + written["other"])
-    for name, columns in (
-        ("jaeger", "contig_id\tphage_score"),
-        ("nn_classification", "seq_name\tscore"),
-    ):
-        (folder / f"{name}.tsv").write_text("\n".join([columns, *(f"{each}\t0.5" for each in ids)]))
+    contigs = "".join(f">{genome}" for genome in genomes[2:6])
+    virus, other = (fastas[kind].read_text() for kind in ("virus", "other"))
+    sheet = "sample,fasta\ngut_1,contigs.fasta\ngut_2,gut.fa.gz\n"
+    plain = {"contigs.fasta": contigs, "contigs.fa": contigs, "samples.csv": sheet}
+    for name, text in (plain | {"virus.fa": virus, "other.fa": other}).items():
+        (folder / name).write_text(text)
+    packed = {"contigs": contigs, "gut": contigs, "viruses": virus, "others": other}
+    for name, text in packed.items():
+        (folder / f"{name}.fa.gz").write_bytes(gzip.compress(text.encode()))
+    scores = [f"{name}\t0.5" for name in re.findall(r">(\S+)", virus + other)]
+    for name, score in (("jaeger", "phage_score"), ("nn_classification", "virus_score")):
+        (folder / f"{name}.tsv").write_text("\n".join([f"contig_id\t{score}", *scores]))
     torch.manual_seed(0)
     save_dnabert_s(folder / "DNABERT-S")
     for name in ("esm2_t30_150M_UR50D.pt", "esm2_t36_3B_UR50D.pt"):
         fair_esm(folder / name, 2, 32, 4, torch.float32)
-    (folder / "original").mkdir()
-    for head in (folder / "500_model.pth", folder / "original" / "500_model.pth"):
-        torch.save(MLPClassifier(56, 8).state_dict(), head)
+    head = folder / "500_model.pth"
+    torch.save(MLPClassifier(56, 8).state_dict(), head)
+    (folder / "original").symlink_to(".")
     import_model(
         "virnucpro-500",
         dnabert_s=folder / "DNABERT-S",
@@ -206,6 +205,7 @@ def test_commands_of_a_page_run_in_its_order(page: Path, shelf: Path, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "nextflow").exists(), reason="no Nextflow: run make setup")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.slow for b in blocks(page))], ids=named
 )

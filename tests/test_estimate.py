@@ -14,12 +14,12 @@ import torch
 from test_options import Run, sees
 
 from virnucpro_core import estimate as estimated
-from virnucpro_core.estimate import Amount, Sizes, amount_in, estimate, sizes_of
+from virnucpro_core.estimate import Amount, Sizes, amount_in, estimate, on_gpu, sizes_of
 from virnucpro_core.lab import estimate as counting
 from virnucpro_core.lab.estimate import amount_of
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.sequences import frames
-from virnucpro_core.sequences.pace import PARAMETERS, device_class, tokens_a_second
+from virnucpro_core.sequences.pace import PARAMETERS, cores, device_class, tokens_a_second
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
@@ -231,3 +231,23 @@ def test_gpus_here_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     seen.name = "NVIDIA GeForce RTX 4090"
     unknown = estimate(much, PUBLISHED, [torch.device("cuda:0")], tmp_path).here
     assert "it is not known how long" in str(unknown)
+
+
+def test_readme_says_of_a_gigabase_what_estimate_says(tmp_path: Path) -> None:
+    scale = 1e9 / WORK.bases
+    contigs, bases, windows, frames, tokens = (round(scale * count) for count in WORK[:-1])
+    work = Amount(contigs, bases, windows, frames, tokens, exact=True)
+    gpus = [on_gpu(work, PUBLISHED, "", kind, "fp16", 1, None) for kind in ("t4", "a100", "h100")]
+    told = estimate(work, PUBLISHED, CPU, tmp_path)
+    assert told.here.seconds
+    t4, a100, h100 = (gpu.seconds or 0.0 for gpu in gpus)
+    times = (
+        f"{told.here.seconds * cores() / 8 / 86400:.0f} days | {t4 / 3600:.0f} hours | "
+        f"{a100 / 3600:.1f} hours | {h100 / 60:.0f} minutes"
+    )
+    memory = f"{gpus[0].memory / 1e9:.0f} GB of the GPU, or {told.here.memory / 1e9:.0f} GB"
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert f"| `virnucpro-500` | {times} | {memory} |" in readme
+    assert (
+        f"a run {told.peak / 1e9:.0f} GB for 1 Gb, of which {told.results / 1e9:.0f} GB" in readme
+    )

@@ -50,8 +50,7 @@ def test_embed_starts_without_torchs_compiler(
     edge_frames: Path, models_dir: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys\nfrom virnucpro_core.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "import sys\nfrom virnucpro_core.cli import run\nassert run() == 0\n"
         "assert 'torch._dynamo' not in sys.modules, 'it takes a second to import'"
     )
     output = tmp_path / "shard.h5"

@@ -116,8 +116,7 @@ def _work(
     """A worker's process: reports None at the end, or its refusal; nothing when it dies."""
     report, log, level = worker
     _log_into(log, device, level)
-    if device == "cpu":
-        torch.set_num_threads(max(1, cores() // world))
+    torch.set_num_threads(max(1, cores() // world))
     try:
         with stop_on_signal() as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -128,6 +127,8 @@ def _work(
         report.send(error)
         raise SystemExit(error.exit_code) from None
     report.send(None)
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter's own end takes up to a second with torch
 
 
 class _Worker:

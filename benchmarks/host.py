@@ -1,10 +1,10 @@
-"""What `embed` asks of its host, without models: reading, tokenising, packing, writing, and the tail.
+"""What `embed` asks of its host: reading, tokenising, packing, writing, and what comes at the end.
 
     python benchmarks/host.py contigs.fa.gz --workers 8 --frames 100000 -o host.json
 
 Workers run as `embed` runs them, but for a model that gives made-up embeddings of the published
-width as fast as it is fed, or at --pace frames a second each, as a GPU would. The contigs are
-repeated until they give enough frames.
+width as fast as it is fed, or at --pace frames a second each, as a GPU would. Contigs are repeated
+until they give enough frames.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from virnucpro_core.embedding.engine import (
 )
 from virnucpro_core.embedding.schedule import Batch, Schedule, protein_tokens
 from virnucpro_core.embedding.shards import EmbeddingFile
-from virnucpro_core.embedding.timing import Stages, process_seconds
+from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.models.attention import Layout
 from virnucpro_core.models.dnabert_s import load_dnabert_s
@@ -56,6 +56,8 @@ class Hollow:
 
     def __init__(self, model: Model, pace: float) -> None:
         self._nucleotide, self._pace = load_dnabert_s(model.nucleotide), pace
+        self.last = 0.0
+        """When the last batch was done, so far."""
         self._values = np.random.default_rng(0).standard_normal((1024, DIM), np.float32)
 
     def tokenize(self, bases: Sequence[str], residues: Sequence[str]) -> tuple[Tokens, Tokens]:
@@ -72,30 +74,27 @@ class Hollow:
                 due = max(due, time.perf_counter()) + rows / self._pace
                 with stages("wait for the GPU"):
                     time.sleep(max(0.0, due - time.perf_counter()))
+            self.last = time.time()
             yield batch.rows, self._values.take(np.arange(rows), 0, mode="wrap")
 
 
 def work(task: tuple[Job, float], device: str, rank: int, world: int, stop: Event) -> None:
     """One worker: what it spent goes into `used<rank>.json`, beside what `embed` says there."""
     job, pace = task
-    imports = process_seconds()
     torch.set_num_threads(1)
-    stages = Stages()
-    encoder = Hollow(job.model, pace)
+    stages, encoder = Stages(), Hollow(job.model, pace)
     schedule = Schedule(protein_tokens(job.frames), job.done, GPU_TOKENS, rank, world)
     begun, before = time.time(), _cpu()
     run_schedule(cast(FrameEncoder, encoder), schedule, job, rank, stages, stop)
     spent = {
-        "frames": schedule.frames,
-        "imports": imports,
-        "seconds": time.time() - begun,
+        "begun": begun,
+        "last": encoder.last,
+        "written": time.time(),
         "cpu": _cpu() - before,
         "stages": stages.seconds,
-        "ended": time.time(),
     }
-    said = {**used(device, job.precision), "spent": spent}
-    (job.folder / f"used{rank}.json").write_text(json.dumps(said))
     (job.folder.parent / f"spent{rank}.json").write_text(json.dumps(spent))
+    (job.folder / f"used{rank}.json").write_text(json.dumps(used(device, job.precision)))
 
 
 def _cpu() -> float:
@@ -108,35 +107,32 @@ def measure(frames: Path, model: Model, folder: Path, workers: int, pace: float)
     output, place = folder / "out.h5", folder / "work"
     meta = frame_meta(frames)
     origin = origin_of(model, "fp32")
-    start = time.time()
     place.mkdir()
     begin(place, frames, meta, origin, DIM)
-    begun = time.time()
     job = Job(frames, model, "fp32", None, place)
+    start = time.time()
     run_ranks(work, (job, pace), ["cpu"] * workers, output)
     ended = time.time()
     finish(place, output, meta.rows)
     whole = time.time()
+    assert EmbeddingFile(output).rows == meta.rows
     spent = [json.loads(path.read_text()) for path in sorted(folder.glob("spent*.json"))]
-    last = max(one["ended"] for one in spent)
-    seconds = max(one["seconds"] for one in spent)
-    cpu = sum(one["cpu"] for one in spent)
+    last, written = (max(one[key] for one in spent) for key in ("last", "written"))
     stages = Counter[str]()
     for one in spent:
         stages.update(one["stages"])
-    assert EmbeddingFile(output).rows == meta.rows
     return {
         "workers": workers,
-        "pace": pace,
+        "frames_a_second_asked_of_each": pace or "as many as come",
         "frames": meta.rows,
-        "begin": round(begun - start, 2),
-        "imports_of_a_worker": round(max(one["imports"] for one in spent), 2),
-        "frames_a_second": round(meta.rows / seconds),
-        "cpu_seconds_per_1000_frames": round(1000 * cpu / meta.rows, 3),
-        "stages_seconds": {stage: round(spent, 2) for stage, spent in stages.items()},
-        "tail": {
-            "workers_end": round(ended - last, 3),
-            "finish": round(whole - ended, 3),
+        "frames_a_second": round(meta.rows / (last - min(one["begun"] for one in spent))),
+        "cpu_seconds_of_1000_frames": round(1000 * sum(one["cpu"] for one in spent) / meta.rows, 3),
+        "seconds": {stage: round(seconds, 2) for stage, seconds in stages.items()},
+        "at_work_after": [round(one["begun"] - start, 2) for one in spent],
+        "after_the_last_batch": {
+            "rows_written": round(written - last, 3),
+            "workers_ended": round(ended - written, 3),
+            "sealed": round(whole - ended, 3),
         },
     }
 

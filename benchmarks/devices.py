@@ -3,8 +3,9 @@
     python benchmarks/devices.py contigs.fa.gz --devices cuda:0,cuda:1 -o devices.json
 
 The contigs are repeated until they give enough frames. Without --model, one of the published sizes
-with random weights is written first. Times are from a process's first batch to its end, so that
-start-up is apart; a run of all ends with the last of its workers and what comes after it, the tail.
+with random weights is written first, and a few frames are embedded, so that kernels are compiled.
+Times are from a process's first batch to its end, so that start-up is apart; a run of all ends with
+the last of its workers and what comes after it, the tail.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from virnucpro_core.lab.machine import machine
 from virnucpro_core.parquet import frame_meta
 from virnucpro_core.sequences.translate import translate
 
-FIRST = re.compile(r"virnucpro\.embed: first batch")
+FIRST = re.compile(r"virnucpro\.embed: first batch (.*)")
+THERE = re.compile(r"virnucpro\.embed: (\S+: there in .*)")
 LAST = re.compile(r"virnucpro\.embed: \S+: [\d.]+ s: load")
 
 
@@ -57,17 +59,21 @@ def embed(frames: Path, output: Path, devices: str, model: list[str]) -> dict[st
     said: list[str] = []
     first: list[float] = []
     last: list[float] = []
+    parts: list[str] = []
     for line in run.stderr:
         said.append(line)
         for pattern, times in ((FIRST, first), (LAST, last)):
             if pattern.search(line):
                 times.append(time.perf_counter() - start)
+        parts += [found[1] for found in (FIRST.search(line), THERE.search(line)) if found]
     if run.wait():
         raise SystemExit("".join(said[-20:]))
     end = time.perf_counter() - start
     return {
         "devices": devices,
         "start_up": round(first[0], 2),
+        "start_up_of_the_last": round(first[-1], 2),
+        "of_which": parts,
         "work": round(end - first[0], 2),
         "workers": [round(seconds - first[0], 2) for seconds in last],
         "tail": round(end - last[-1], 2),
@@ -105,6 +111,9 @@ def main() -> None:
                 )
             model = ["--model", "random", "--models-dir", str(folder / "models")]
         frames = write_frames(options.contigs, folder, options.frames, options.window)
+        (folder / "few").mkdir()
+        few = write_frames(options.contigs, folder / "few", 300, options.window)
+        embed(few, folder / "few.h5", devices[0], model)  # compiles the kernels
         outputs = [folder / "one.h5", folder / "all.h5"]
         runs = [
             embed(frames, output, names, model)

@@ -122,8 +122,7 @@ def test_cli_output_that_is_a_folder_is_named_as_given(tmp_path: Path) -> None:
 
 def test_cli_help_and_version_load_no_library_and_nothing_of_the_lab_but_its_commands() -> None:
     code = (
-        "import sys\nfrom virnucpro_core.cli import main\nsys.argv[1:] = ['{}']\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "import sys\nfrom virnucpro_core.cli import run\nassert run(['{}']) == 0\n"
         "assert not sys.modules.keys() & {{'torch', 'numpy', 'pyarrow', 'h5py', 'jinja2'}}\n"
         "lab = 'virnucpro_core.lab.'\n"
         "assert all(name.startswith(lab + 'commands') for name in sys.modules if lab in name)"

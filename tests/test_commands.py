@@ -22,8 +22,7 @@ import torch
 import typer
 from hub import served
 from test_help import COMMANDS
-from test_store import fair_esm
-from tiny import save_dnabert_s, save_esm2
+from tiny import fair_esm, save_dnabert_s, save_esm2
 
 import virnucpro_core as vnp
 from virnucpro_core.models.classifier import MLPClassifier

@@ -8,17 +8,21 @@ import time
 from contextlib import closing
 from itertools import count
 from pathlib import Path
+from pickle import dumps
 from threading import Event, Timer
 
 import numpy as np
 import pytest
 from sample import Sample
+from tiny import repeated_frames
 
-from virnucpro_core.embedding.engine import SHARD, Job, begin, embed_rank, origin_of
+from virnucpro_core.embedding import engine
+from virnucpro_core.embedding.engine import DONE, SHARD, Job, begin, embed, embed_rank, origin_of
 from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import AHEAD, prefetch, side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
 from virnucpro_core.embedding.timing import Stages
+from virnucpro_core.errors import VirNucProError
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_meta
 
@@ -145,16 +149,27 @@ def test_embed_cut_short_leaves_no_half_record_of_its_device(
     edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rerun on fewer devices would read it, and not write it again."""
-    done = begin(tmp_path, edge_frames, frame_meta(edge_frames), origin_of(tiny, "fp32"), tiny.dim)
+    begin(tmp_path, edge_frames, frame_meta(edge_frames), origin_of(tiny, "fp32"), tiny.dim)
 
-    def half(path: Path, text: str) -> None:
+    def half(path: Path, text: str, **_: str) -> None:
         path.write_bytes(text[: len(text) // 2].encode())
         raise OSError("the machine went down")
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="went down"):
-        embed_rank(Job(edge_frames, tiny, "fp32", None, tmp_path, done), "cpu", 0, 1, Event())
-    assert {path.name for path in tmp_path.iterdir()} == {SHARD, "rank0.journal"}
+        embed_rank(Job(edge_frames, tiny, "fp32", None, tmp_path), "cpu", 0, 1, Event())
+    assert {path.name for path in tmp_path.iterdir()} == {SHARD, DONE, "rank0.journal"}
+
+
+def test_job_of_many_rows_fits_into_a_pipe_so_that_workers_start_side_by_side(
+    edge: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = repeated_frames(edge, tmp_path, 300)
+    sizes: list[int] = []
+    monkeypatch.setattr(engine, "run_ranks", lambda _, job, *__: sizes.append(len(dumps(job))))
+    with pytest.raises(VirNucProError, match="some frames were not embedded"):
+        embed(frames, tmp_path / "shard.h5", tiny, devices="cpu,cpu")
+    assert frame_meta(frames).rows > 4096 > sizes[0]
 
 
 def test_flush_waits_for_seconds_or_bytes_not_for_each_batch(

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from tiny import repeated_frames
 
+from virnucpro_core.embedding import standby
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.embedding.workers import run_ranks
 from virnucpro_core.errors import InputError, ModelError, StoppedError, VirNucProError
@@ -262,3 +263,39 @@ def test_embed_after_a_worker_died_a_rerun_does_only_what_is_left(
     for (ids, values), (expected_ids, expected) in zip(*shards, strict=True):
         assert ids == expected_ids
         assert np.array_equal(values, expected)
+
+
+def say_pid(folder: Path, device: str, rank: int, world: int, stop: Event) -> None:
+    (folder / f"pid{rank}").write_text(str(os.getpid()))
+
+
+def test_processes_that_stand_by_are_the_workers_and_those_left_over_are_ended(
+    tmp_path: Path,
+) -> None:
+    with standby.standing_by("cpu,cpu,cpu", None):
+        ready = {one.process.pid: one.process for one in standby._waiting}
+        run_ranks(say_pid, tmp_path, TWO, tmp_path / "out.h5")
+    used = {int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)}
+    assert len(ready) == 3
+    assert used < ready.keys()
+    (left,) = ready.keys() - used
+    ready[left].join(60)
+    assert ready[left].exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus", "visible", "count"),
+    [
+        ("cpu", None, "0,1", 1),
+        ("cuda:0,cuda:1", None, "", 2),
+        ("auto", None, "0,1,2", 3),
+        ("auto", 2, "0,1,2", 2),
+        ("cuda", 4, "GPU-1,GPU-2", 2),
+        ("auto", None, "", 0),
+    ],
+)
+def test_as_many_processes_stand_by_as_there_are_devices_to_use(
+    devices: str, gpus: int | None, visible: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert standby._expected(devices, gpus) == count

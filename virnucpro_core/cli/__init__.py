@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import FrameType
@@ -176,11 +176,8 @@ def main() -> None:
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         sys.meta_path.insert(0, _Rehearsal())
     code = run()
-    try:
+    with suppress(OSError):  # said already
         sys.stdout.flush()
-    except OSError:  # said already; else it were said again at exit, with a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if code:
-        os._exit(code)  # without memory the interpreter's own end may crash
-    gc.freeze()  # at exit the collector would go through all of torch again, for 0.3 s
-    sys.exit(code)
+    sys.stderr.flush()
+    # the interpreter's own end may crash without memory, and takes up to a second with torch
+    os._exit(code)

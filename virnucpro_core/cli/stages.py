@@ -167,20 +167,23 @@ def embed(
     gpus: Gpus = None,
 ) -> None:
     """Embed every frame with both encoders. Run again after a kill, it goes on where it stood."""
-    from virnucpro_core.embedding.engine import embed
-    from virnucpro_core.models.store import resolve_model
+    from virnucpro_core.embedding.standby import standing_by
 
-    embed(
-        frames,
-        output,
-        resolve_model(model, models_dir),
-        devices=device,
-        gpus=gpus,
-        precision=precision,
-        force=force,
-        checkpoint_dir=checkpoint_dir,
-        token_budget=token_budget,
-    )
+    with standing_by(device, gpus):
+        from virnucpro_core.embedding.engine import embed
+        from virnucpro_core.models.store import resolve_model
+
+        embed(
+            frames,
+            output,
+            resolve_model(model, models_dir),
+            devices=device,
+            gpus=gpus,
+            precision=precision,
+            force=force,
+            checkpoint_dir=checkpoint_dir,
+            token_budget=token_budget,
+        )
 
 
 def _listed(paths: list[Path], suffix: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -46,6 +47,9 @@ class FrameEncoder:
     def __init__(self, model: Model, device: torch.device, precision: str) -> None:
         self.model, self.device, self.precision = model, device, precision
         dtype = dtype_of(precision)
+        begun = time.perf_counter()
+        torch.empty(0, device=device)  # a GPU's context is made with the first tensor on it
+        there = time.perf_counter()
         self.nucleotide = load_dnabert_s(model.nucleotide, device=device, dtype=dtype)
         protein = load_esm2(model.protein, device=device, dtype=dtype)
         self.protein = protein.placed(device, precision)  # in fp8, quantized
@@ -54,6 +58,9 @@ class FrameEncoder:
                 f"{model.folder}: its encoders do not give {model.dim} values; import again."
             )
         self._limit = self.token_budget()
+        loaded = time.perf_counter()
+        said = "%s: there in %.1f s, the weights in %.1f s"
+        logger.info(said, device, there - begun, loaded - there)
 
     def parameters(self) -> int:
         """How many both encoders have, in files of whatever precision."""

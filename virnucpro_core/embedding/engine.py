@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 
@@ -55,8 +56,9 @@ Bools = NDArray[np.bool_]
 class Job:
     """What one `embed` run does, the same for each of its processes.
 
-    folder: where the shard is written in place, see `begin`. done: rows that an earlier run has
-    written, bool (N).
+    folder: where the shard is written in place, see `begin`. A job is small, however many rows it
+    has: what a pipe does not hold at once has each process started once the last has its imports
+    behind it.
     """
 
     frames: Path
@@ -64,7 +66,12 @@ class Job:
     precision: str
     token_budget: int | None
     folder: Path
-    done: Bools
+
+    @cached_property
+    def done(self) -> Bools:
+        """Rows that an earlier run has written, bool (N): read in each process."""
+        with blamed(self.folder / DONE):
+            return np.frombuffer((self.folder / DONE).read_bytes(), np.bool_)
 
 
 def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> None:
@@ -117,14 +124,14 @@ def run_schedule(
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
             if number == 0:
-                logger.info("first batch %.1f s after the start", process_seconds())
+                logger.info("first batch %.1f s after the start: %s", process_seconds(), stages)
             writer.add(rows, embedding)
             progress.advance(len(rows))
             if stop.is_set():
                 raise StoppedError("stopped by a signal; run the same command to go on.")
 
 
-SHARD = "shard.h5"
+SHARD, DONE = "shard.h5", "done"
 
 
 def origin_of(model: Model, precision: str) -> Origin:
@@ -142,7 +149,8 @@ def work_key(meta: FrameMeta, origin: Origin) -> str:
 def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int) -> Bools:
     """Lay out a shard in a folder, unless an earlier run has; which rows are done, bool (N).
 
-    Raises MachineError when the disk has no room for all of it.
+    They are written there too, for a `Job`'s processes. Raises MachineError when the disk has no
+    room for all of it.
     """
     shard = folder / SHARD
     finished = Finished(folder, meta.rows)
@@ -153,6 +161,8 @@ def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int)
             logger.warning("%s", error)
         create_shard(shard, frames, meta.digest, origin, dim)
         finished.verify(shard)  # journals of the shard before vouch for nothing in this one
+    with blamed(folder / DONE):
+        (folder / DONE).write_bytes(finished.done.tobytes())
     return finished.done
 
 
@@ -273,7 +283,7 @@ def embed(
         done = begin(folder, frames, meta, origin, model.dim)
         if not done.all():
             with leased(devices, gpus) as places:
-                job = Job(frames, model, precision, token_budget, folder, done)
+                job = Job(frames, model, precision, token_budget, folder)
                 run_ranks(embed_rank, job, [str(place) for place in places], output)
         finish(folder, output, meta.rows)
     logger.info("%d frames embedded with %s in %s", meta.rows, model.name, precision)

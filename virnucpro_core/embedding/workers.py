@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Event
@@ -20,6 +19,7 @@ from typing import TypeVar
 
 import torch
 
+from virnucpro_core.embedding.standby import taken
 from virnucpro_core.errors import InputError, StoppedError, VirNucProError
 from virnucpro_core.sequences.pace import cores
 
@@ -49,19 +49,6 @@ def stop_on_signal() -> Iterator[Event]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until this is over, and in processes started in here until they listen to it:
-    it would end their imports in a traceback.
-    """
-    resource_tracker.ensure_running()  # when that is started, it lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 UNGUARDED = (
@@ -106,18 +93,18 @@ def _stop_without_parent(stop: Event) -> None:
 
 
 def _work(
+    report: Connection,
     rank_of: Rank[J],
     job: J,
     device: str,
     rank: int,
     world: int,
-    worker: tuple[Connection, Path, int],
+    own: tuple[Path, int],
 ) -> None:
     """A worker's process: reports None at the end, or its refusal; nothing when it dies."""
-    report, log, level = worker
+    log, level = own
     _log_into(log, device, level)
-    if device == "cpu":
-        torch.set_num_threads(max(1, cores() // world))
+    torch.set_num_threads(max(1, cores() // world))
     try:
         with stop_on_signal() as stop:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -128,6 +115,8 @@ def _work(
         report.send(error)
         raise SystemExit(error.exit_code) from None
     report.send(None)
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter's own end takes up to a second with torch
 
 
 class _Worker:
@@ -136,13 +125,10 @@ class _Worker:
     def __init__(self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path):
         self.device, self.log = device, log
         log.unlink(missing_ok=True)  # its own first act is to make it
-        spawn = multiprocessing.get_context("spawn")
-        self._report, sender = spawn.Pipe(duplex=False)
-        own = (sender, log, logging.getLogger("virnucpro").getEffectiveLevel())
-        self.process = spawn.Process(target=_work, args=(rank_of, job, device, rank, world, own))
-        with _uninterrupted():
-            self.process.start()
-        sender.close()
+        standby = taken()
+        self.process, self._report = standby.process, standby.report
+        own = (log, logging.getLogger("virnucpro").getEffectiveLevel())
+        standby.work(_work, rank_of, job, device, rank, world, own)
 
     def failure(self) -> VirNucProError | None:
         """Why it ended, if not because it was done: its refusal, or its death and ten lines."""

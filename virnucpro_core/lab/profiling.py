@@ -111,8 +111,8 @@ def profile(frames: Path, model: Model, device: torch.device, precision: str) ->
             stages = Stages()
             start = time.perf_counter()
             with stages("begin"):
-                done = begin(place, frames, meta, origin_of(model, precision), model.dim)
-            job = Job(frames, model, precision, None, place, done)
+                begin(place, frames, meta, origin_of(model, precision), model.dim)
+            job = Job(frames, model, precision, None, place)
             run_schedule(encoder, schedule, job, 0, stages, Event())
             with stages("finish"):
                 finish(place, Path(folder) / "shard.h5", meta.rows)

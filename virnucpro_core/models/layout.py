@@ -122,8 +122,10 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def checked(module: nn.Module, stored: Stored) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a module, out of a file, one at a time.
+def checked(
+    module: nn.Module, stored: Stored, device: str | torch.device | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a module, out of a file, one at a time; on the device, if one is named.
 
     Raises ModelError for a weight that is missing, of another shape or kind, or not finite.
     """
@@ -141,6 +143,7 @@ def checked(module: nn.Module, stored: Stored) -> Iterator[tuple[str, Tensor]]:
                 f"{stored.path}: weight {name!r} is {have.dtype} of shape {tuple(have.shape)}, not "
                 f"{want.dtype} of {tuple(want.shape)}; this is another model's file."
             )
+        have = have.to(device=device)  # a GPU looks at its values faster
         # Least and greatest carry NaN and infinity, without a mask as large as the tensor.
         bounds = torch.aminmax(have) if want.is_floating_point() else ()
         if not all(torch.isfinite(bound) for bound in bounds):
@@ -158,13 +161,13 @@ def filled(
 ) -> _Module:
     """An `unfilled` module with its weights, in eval mode, floats on the device in the dtype asked.
 
-    The file's tensors are mapped: each goes straight to its place, with no copy in between. Raises
-    ModelError as `checked` does.
+    The file's tensors are mapped: each goes straight to its place, with no copy in between, and is
+    checked and converted there. Raises ModelError as `checked` does.
     """
     kinds = {name: want.dtype for name, want in module.state_dict().items()}
     placed = {
-        name: have.to(device, dtype if kinds[name].is_floating_point else kinds[name])
-        for name, have in checked(module, stored)
+        name: have.to(dtype if kinds[name].is_floating_point else kinds[name])
+        for name, have in checked(module, stored, device)
     }
     module.load_state_dict(placed, assign=True)
     return module.eval()

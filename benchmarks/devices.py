@@ -50,7 +50,16 @@ def write_frames(contigs: Path, folder: Path, wanted: int, window: int) -> Path:
 
 def embed(frames: Path, output: Path, devices: str, model: list[str]) -> dict[str, Any]:
     """Seconds of one run: to its first batch, from there to its end, and to each worker's end."""
-    command = [sys.executable, "-m", "virnucpro_core.cli", "embed", str(frames), "-o", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "virnucpro_core.cli",
+        "-v",
+        "embed",
+        str(frames),
+        "-o",
+        str(output),
+    ]
     start = time.perf_counter()
     run = subprocess.Popen(
         [*command, *model, "--devices", devices], stderr=subprocess.PIPE, text=True

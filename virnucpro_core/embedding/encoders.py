@@ -60,7 +60,7 @@ class FrameEncoder:
         self._limit = self.token_budget()
         loaded = time.perf_counter()
         said = "%s: there in %.1f s, the weights in %.1f s"
-        logger.info(said, device, there - begun, loaded - there)
+        logger.debug(said, device, there - begun, loaded - there)
 
     def parameters(self) -> int:
         """How many both encoders have, in files of whatever precision."""

@@ -25,6 +25,7 @@ from virnucpro_core.models import DEFAULT
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model, resolve_model
+from virnucpro_core.progress import Progress, bars
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import Scores, kept_scores, read_summary, refuse_other
@@ -52,6 +53,7 @@ def predict(
     precision: str | None = None,
     force: bool = False,
     genetic_code: int | str = 1,
+    progress: bool = True,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
@@ -62,7 +64,7 @@ def predict(
     the scores that they keep, without embedding. Without `output`, nothing is kept. genetic_code:
     the number of one of Biopython's tables, or `auto`: one a contig, by its own bases. force runs
     fp8 without a validation, and replaces finished results and a stopped run's work of another
-    input.
+    input. progress: show a bar for each stage on a terminal, and in a notebook with ipywidgets.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -83,7 +85,7 @@ def predict(
     kept: AbstractContextManager[str | Path] = (
         nullcontext(output) if output is not None else TemporaryDirectory(prefix="virnucpro-")
     )
-    with kept as folder:
+    with bars(progress), kept as folder:
         out = Path(folder)
         keep_apart(out / "viral.fasta.gz", paths)
         given = identify(paths)
@@ -124,7 +126,8 @@ def predict(
                     sample=sample,
                     **asked,
                 )
-            write_report([out], out / REPORT)
+            with Progress("report", None, "pages"):
+                write_report([out], out / REPORT)
         return table
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, write_at
 from virnucpro_core.embedding.journal import Checksums, checksums
+from virnucpro_core.embedding.series import POINTS, Record, joined
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
 from virnucpro_core.parquet import frame_batches
@@ -24,13 +25,13 @@ from virnucpro_core.version import __version__
 
 SHARD_FORMAT = "2"
 
-Used = dict[str, str | int]
-"""Device, precision and peak of memory of a process that embedded."""
+Used = dict[str, Any]
+"""Device, precision and peak of memory of a process that embedded; what its GPU did, if known."""
 
 CHUNK_ROWS = 4096
 """Ids in one HDF5 chunk, and embeddings read at a time."""
 
-USED_BYTES = 16_384
+USED_BYTES = 65_536
 """Room for what a shard says of the processes that made it."""
 
 
@@ -153,24 +154,40 @@ def write_rows(path: Path, parts: Iterable[NDArray[np.float32]]) -> Checksums:
 
 def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
     """Write the checksums, uint32 (N), of a file's rows, and what each process worked with."""
-    said = json.dumps(_peaks(used)).encode().ljust(USED_BYTES)
-    assert len(said) == USED_BYTES
-    parts = {"used": said, **({"checksum": sums.astype("<u4").tobytes()} if len(sums) else {})}
+    with open_h5(path) as file:
+        room = file["used"].shape[0]
+    parts = {"used": _fitting(_together(used), room)}
+    if len(sums):
+        parts["checksum"] = sums.astype("<u4").tobytes()
     with path.open("rb+", buffering=0) as raw:
         for name, part in parts.items():
             write_at(raw.fileno(), part, place_of(path, name))
         os.fsync(raw.fileno())
 
 
-def _peaks(used: Iterable[Used]) -> list[Used]:
-    """Each device and precision once, with its peak of memory and the number of tasks on it."""
-    peaks: dict[tuple[str, str], Used] = {}
+def _fitting(used: list[Used], room: int) -> bytes:
+    """As JSON of exactly so many bytes, with as long series of the GPUs as there is room for."""
+    points = POINTS
+    while len(said := json.dumps(used).encode()) > room:
+        points //= 2
+        if points:
+            used = [{**one, "gpus": joined(one.get("gpus", ()), points)} for one in used]
+        else:
+            used = [{**one, "gpus": []} for one in used]
+    return said.ljust(room)
+
+
+def _together(used: Iterable[Used]) -> list[Used]:
+    """Each device and precision once, with its peak of memory, its number of tasks and its GPUs."""
+    known: dict[tuple[str, str], Used] = {}
+    gpus: dict[tuple[str, str], list[Record]] = {}
     for one in used:
-        key = str(one["device"]), str(one["precision"])
-        known = peaks.setdefault(key, {**one, "tasks": 0})
-        known["tasks"] = int(known["tasks"]) + int(one.get("tasks", 1))
-        known["peak_bytes"] = max(int(known["peak_bytes"]), int(one["peak_bytes"]))
-    return list(peaks.values())
+        key = one["device"], one["precision"]
+        same = known.setdefault(key, {**one, "tasks": 0})
+        same["tasks"] += one.get("tasks", 1)
+        same["peak_bytes"] = max(same["peak_bytes"], one["peak_bytes"])
+        gpus.setdefault(key, []).extend(one.get("gpus", ()))
+    return [{**one, "gpus": joined(gpus[key])} for key, one in known.items()]
 
 
 class Source(NamedTuple):
@@ -267,7 +284,7 @@ class EmbeddingFile:
         for path in dict.fromkeys(source.path for source in self.sources):
             with open_h5(path) as file, judged(path):
                 said += json.loads(bytes(file["used"][()]))
-        return _peaks(said)
+        return _together(said)
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -174,7 +174,7 @@ def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int)
     except InputError as error:
         if shard.exists():
             logger.warning("%s", error)
-        create_shard(shard, frames, meta.digest, origin, dim)
+        create_shard(shard, frames, meta.digest, origin, dim, torch.cuda.device_count())
         finished.verify(shard)
     return finished.done
 

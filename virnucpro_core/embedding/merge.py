@@ -122,9 +122,11 @@ def _write_merged(
 
     with written_aside(path) as aside:
         if copy or rows == 0:  # HDF5 has no virtual dataset without rows
-            lay_out_rows(aside, frames, origin, dim, describe)
+            used = [one for shard in shards for one in shard.used()]
+            gpus = {gpu["gpu"] for one in used for gpu in one.get("gpus", ())}
+            lay_out_rows(aside, frames, origin, dim, describe, len(gpus))
             sums = write_rows(aside, (part for shard in shards for _, part in shard.parts()))
-            seal(aside, sums, chain.from_iterable(shard.used() for shard in shards))
+            seal(aside, sums, used)
         else:
             lay_out(aside, build)
 

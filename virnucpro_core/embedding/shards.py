@@ -31,8 +31,8 @@ Used = dict[str, Any]
 CHUNK_ROWS = 4096
 """Ids in one HDF5 chunk, and embeddings read at a time."""
 
-USED_BYTES = 65_536
-"""Room for what a shard says of the processes that made it."""
+USED_BYTES = 16_384
+"""Room for what a shard says of a device that works on it: a GPU's series take 10 kB at most."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,12 @@ def lay_out_rows(
     origin: Origin,
     dim: int,
     describe: Callable[[h5py.File], None],
+    devices: int = 1,
 ) -> None:
     """Write a file for the rows of frame tables: whole, but for what `write_rows` and `seal` add.
 
-    describe: adds what tells which tables these are. Raises MachineError where the disk has no room
+    describe: adds what tells which tables these are. devices: of how many there may be something to
+    say. Raises MachineError where the disk has no room
     for all of it.
     """
     rows = width = 0
@@ -103,7 +105,7 @@ def lay_out_rows(
         describe(file)
         contiguous(file, "embedding", (rows, dim), "<f4")
         contiguous(file, "checksum", (rows,), "<u4")
-        contiguous(file, "used", (USED_BYTES,), "u1")
+        contiguous(file, "used", (max(1, devices) * USED_BYTES,), "u1")
         kind = h5py.string_dtype("utf-8", max(1, width))
         packed = {"chunks": (min(rows, CHUNK_ROWS),), "compression": 1}
         ids = file.create_dataset("frame_id", (rows,), kind, **(packed if rows else {}))
@@ -122,14 +124,16 @@ def _ids(frames: Sequence[Path]) -> Iterator[pa.Array]:
             yield batch["frame_id"]
 
 
-def create_shard(path: Path, frames: Path, digest: str, origin: Origin, dim: int) -> None:
+def create_shard(
+    path: Path, frames: Path, digest: str, origin: Origin, dim: int, devices: int = 1
+) -> None:
     """Write the shard of a frame table with this digest, its rows still to be written."""
 
     def describe(file: h5py.File) -> None:
         file.attrs["digest"] = digest
 
     with written_aside(path) as aside:
-        lay_out_rows(aside, [frames], origin, dim, describe)
+        lay_out_rows(aside, [frames], origin, dim, describe, devices)
 
 
 def place_of(path: Path, dataset: str) -> int:

@@ -61,7 +61,7 @@ def test_published_model_on_a_cpu_takes_days_for_megabases(tmp_path: Path) -> No
     assert amount([fasta], "virnucpro-500", "cpu") == (
         f"1 pieces, 10000000 bases, {seconds:.0f} s on one cpu"
     )
-    on_gpu = 2e6 * 2 * 2.96e9 / 6.1e14
+    on_gpu = 2e6 / 100_000  # tokenising sets the pace
     assert amount([fasta], "virnucpro-500", "h100").endswith(f", {on_gpu:.0f} s on one h100")
     assert cpu_time([fasta], "own") == f"With a model as large as the published ones, {said}"
 

@@ -31,9 +31,16 @@ PROGRAM = ("-m", "virnucpro_core.cli")
 
 
 def on_terminal(
-    *arguments: object, folder: Path, program: tuple[str, str] = PROGRAM, **environment: str
+    *arguments: object,
+    folder: Path,
+    program: tuple[str, str] = PROGRAM,
+    stop_at: str = "",
+    **environment: str,
 ) -> Seen:
-    """Run virnucpro, or another program in Python, with a terminal for its standard error."""
+    """Run virnucpro, or another program in Python, with a terminal for its standard error.
+
+    stop_at: once this is drawn, the program gets a SIGTERM.
+    """
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     plain = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
@@ -49,6 +56,9 @@ def on_terminal(
     try:
         while part := os.read(ours, 65536):
             drawn += part
+            if stop_at and stop_at.encode() in drawn:
+                process.terminate()
+                stop_at = ""
     except OSError:  # so a terminal ends whose last program has
         pass
     os.close(ours)

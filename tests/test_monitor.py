@@ -169,6 +169,13 @@ def test_monitor_leaves_out_what_the_driver_refuses(
     ]
 
 
+def test_monitor_of_a_driver_that_tells_nothing_keeps_nothing(nvml: Any) -> None:
+    nvml.refused.update({"busy", "memory", "power", "clock", "temperature", "reasons"})
+    with watched("cuda:0") as watch:
+        time.sleep(0.1)
+    assert (watch.now, watch.seen) == ("", [])
+
+
 @pytest.mark.parametrize("what", ["init", "handle"])
 def test_monitor_where_the_driver_refuses_all_is_a_sentence_at_debug_level(
     what: str, nvml: Any, caplog: pytest.LogCaptureFixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from terminal import on_terminal
+from tiny import repeated_frames
 
 from virnucpro_core import progress
 from virnucpro_core.progress import Progress, Row, screen
@@ -67,6 +68,25 @@ def test_embed_on_two_devices_draws_a_bar_each(
     for rank in range(2):
         assert re.search(rf"embed cpu \({rank}\) [━╸╺]+ +100%", seen.text), seen.text
     assert seen.text.count("[cpu] virnucpro.embed: cpu: ") >= 2, "lines of the workers' logs"
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+def test_embed_stopped_on_a_terminal_gives_the_cursor_back(
+    devices: str, edge: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    frames = repeated_frames(edge, tmp_path, 12)
+    words = ["embed", frames, "-o", tmp_path / "s.h5", "--model", "tiny", "--device", devices]
+    seen = on_terminal(
+        *words,
+        *("--models-dir", models_dir),
+        folder=tmp_path,
+        stop_at=" left",
+        VIRNUCPRO_DISABLE_PACKING="true",  # one sequence at a time, so that it lasts
+    )
+    assert seen.code == 75, seen.text
+    assert seen.drawn.rfind("\x1b[?25h") > seen.drawn.rfind("\x1b[?25l")
+    assert "SIGTERM: finishing the batch at hand\r\n" in seen.text
+    assert seen.text.splitlines()[-1].startswith("virnucpro: stopped by a signal")
 
 
 def test_predict_refused_on_a_terminal_gives_the_cursor_back(tmp_path: Path) -> None:

@@ -199,7 +199,10 @@ def _drawn(stage: str, unit: str) -> Iterator[Show]:
 
     need_room()
     with _logging_above(console), drawn:
-        yield show
+        try:
+            yield show
+        finally:
+            console.quiet = console.is_jupyter  # which else shows an empty line at the end of each
 
 
 @contextmanager

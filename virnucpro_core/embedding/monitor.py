@@ -137,7 +137,8 @@ class _Sampler(threading.Thread):
         self._ended.set()
         self.join(2.0)  # a driver that hangs is left to itself
         samples = self._series.samples
-        if self.is_alive() or not samples:
+        series = self._series.record() if samples and not self.is_alive() else {}
+        if not series.get("mean"):
             return
         logger.debug(
             "%s: %d samples, %.1f ms each", self._device, samples, 1000 * self._spent / samples
@@ -148,7 +149,7 @@ class _Sampler(threading.Thread):
             **{name: round(value) for name, value in self._about.items()},
             "held_back": {name: round(self._held_back[name] / samples, 3) for name in REASONS},
             "others": self._others,
-            **self._series.record(),
+            **series,
         }
         self._monitor.seen.append(seen)
         harmful = seen["held_back"]["heat"] or seen["held_back"]["supply"]

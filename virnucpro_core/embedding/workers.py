@@ -160,7 +160,7 @@ class _Worker:
         self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path, show: Show
     ):
         self.device, self.log = device, log
-        self._label, self._show = f"{device} ({rank})", show
+        self._show = show
         self._ended, self._refusal = False, None
         log.unlink(missing_ok=True)  # its own first act is to make it
         spawn = multiprocessing.get_context("spawn")
@@ -179,7 +179,7 @@ class _Worker:
                     case logging.LogRecord() as line:
                         logger.handle(line)
                     case Row() as row:
-                        self._show(row._replace(label=self._label))
+                        self._show(row)
                     case end:
                         self._ended, self._refusal = True, end
 
@@ -231,8 +231,13 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) ->
         output.parent.mkdir(parents=True, exist_ok=True)
         logs = [output.with_name(f"{output.stem}.rank{rank}.log") for rank in range(world)]
         with screen("embed", "tokens") as show:
+
+            def labelled(device: str, rank: int) -> Show:
+                label = device if devices.count(device) == 1 else f"{device} ({rank})"
+                return lambda row: show(row._replace(label=label))
+
             running = [
-                _Worker(rank_of, job, device, rank, world, logs[rank], show)
+                _Worker(rank_of, job, device, rank, world, logs[rank], labelled(device, rank))
                 for rank, device in enumerate(devices)
             ]
             failures = _until_all_end(running, stop)

@@ -2,7 +2,7 @@
 
 include { FASTA_CLASSIFY_VIRNUCPRO } from './subworkflows/local/fasta_classify_virnucpro'
 include { checkModel ; readInput } from './subworkflows/local/utils_virnucpro_input'
-include { LEFT_OUT ; checkMachine ; checkParameters ; earlierResults ; failure ; helpText ; onCpu ; openRecords ; summary } from './subworkflows/local/utils_virnucpro_pipeline'
+include { LEFT_OUT ; checkMachine ; checkParameters ; earlierResults ; failure ; helpText ; onCpu ; openRecords ; summary ; work } from './subworkflows/local/utils_virnucpro_pipeline'
 
 workflow {
     main:
@@ -36,6 +36,8 @@ workflow {
     channel.topic('cpu_time')
         .filter { _meta, said -> said && cpuUnasked && (gpuProfile || said =~ /hours|days/) }
         .subscribe { meta, said -> log.warn("No GPU is seen, so the CPU embeds ${meta.id}. ${said.trim()}") }
+
+    channel.topic('amount').filter { _meta, said -> said }.toList().subscribe { amounts -> work(amounts, params.model) }
 
     def versions = """\
         Workflow:

@@ -93,6 +93,17 @@ def test_phages_are_viruses_and_a_chloroplast_is_none(results: Path) -> None:
     assert calls["chloroplast_4000bp"] == calls["streptomyces"] == "other"
 
 
+def test_work_is_told_once_when_all_samples_are_split(launched: Path) -> None:
+    said = (launched / "said.txt").read_text()
+    (work,) = re.findall("^Work: .*$", said, re.MULTILINE)
+    assert re.fullmatch(
+        r"Work:   2 samples of 115,\d{3} bases in 4 pieces, with mini; "
+        r"embedding takes about [\dms ]+ on one cpu \(--device_class\)",
+        work,
+    )
+    assert said.index(work) < said.index("VIRNUCPRO_MERGE")
+
+
 def test_pieces_and_samples_are_tasks_of_their_own(results: Path) -> None:
     done = tasks(results, "COMPLETED")
     assert done["TRANSLATE"] == done["EMBED"] > done["SPLIT"] == 2

@@ -13,7 +13,7 @@ from virnucpro_core.embedding import engine
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.schedule import protein_tokens
 from virnucpro_core.models.store import Model
-from virnucpro_core.sequences.pace import cpu_seconds, cpu_time, in_words
+from virnucpro_core.sequences.pace import amount, cpu_seconds, cpu_time, in_words
 
 CPU = "cpu"
 
@@ -57,6 +57,11 @@ def test_published_model_on_a_cpu_takes_days_for_megabases(tmp_path: Path) -> No
     assert cpu_seconds(2e6, 2.96e9) == pytest.approx(seconds)
     said = f"{cores} CPU cores take {in_words(seconds)} to embed it."
     assert cpu_time([fasta], "virnucpro-500") == f"With virnucpro-500, {said}"
+    assert amount([fasta], "virnucpro-500", "cpu") == (
+        f"1 pieces, 10000000 bases, {seconds:.0f} s on one cpu"
+    )
+    on_gpu = 2e6 / 100_000  # tokenising sets the pace
+    assert amount([fasta], "virnucpro-500", "h100").endswith(f", {on_gpu:.0f} s on one h100")
     assert cpu_time([fasta], "own") == f"With a model as large as the published ones, {said}"
 
 

@@ -25,6 +25,7 @@ from virnucpro_core.models import DEFAULT
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model, resolve_model
+from virnucpro_core.progress import Progress, bars
 from virnucpro_core.results.classify import call, classify, made_with
 from virnucpro_core.results.criteria import Asked, Criteria, criteria_for
 from virnucpro_core.results.kept import (
@@ -62,6 +63,7 @@ def predict(
     force: bool = False,
     genetic_code: int | str = 1,
     configuration: Mapping[str, Any] | None = None,
+    progress: bool = True,
     **asked: Unpack[Asked],
 ) -> pa.Table:
     """Call the contigs of FASTA files; returns the table of contigs (columns of contigs.tsv).
@@ -73,7 +75,8 @@ def predict(
     the number of one of Biopython's tables, or `auto`: one a contig, by its own bases. force runs
     fp8 without a validation, and replaces finished results and a stopped run's work of another
     input. token_budget and gpus are as `engine.embed` takes them. configuration goes into
-    summary.json as it is, and decides nothing.
+    summary.json as it is, and decides nothing. progress: show a bar for each stage on a terminal,
+    and in a notebook with ipywidgets.
 
     Raises InputError for bad input, ModelError for a model that is missing or does not load,
     BusyError while another process works in `output`.
@@ -94,7 +97,7 @@ def predict(
     kept: AbstractContextManager[str | Path] = (
         nullcontext(output) if output is not None else TemporaryDirectory(prefix="virnucpro-")
     )
-    with kept as folder:
+    with bars(progress), kept as folder:
         out = Path(folder)
         keep_apart(out / "viral.fasta.gz", paths)
         given = identify(paths)
@@ -148,7 +151,8 @@ def predict(
                 )
             if configuration is not None:
                 record_configuration(out, configuration)
-            write_report([out], out / REPORT)
+            with Progress("report", None, "pages"):
+                write_report([out], out / REPORT)
         return table
 
 

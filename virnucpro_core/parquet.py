@@ -224,12 +224,22 @@ def scored_batches(
     yield from _checked(path, table, batches)
 
 
+def contigs_in(path: Path) -> int:
+    """How many contigs an inventory has; InputError when the file is none."""
+    rows: int = _open_inventory(path).metadata.num_rows
+    return rows
+
+
+def _open_inventory(path: Path) -> pq.ParquetFile:
+    return _open(path, INVENTORY, "the contigs.parquet that `virnucpro split` writes")
+
+
 def inventory_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Stream a contig inventory in input order; InputError when the file is none.
 
     A batch lies within one row group, which `split` bounds by bases.
     """
-    table = _open(path, INVENTORY, "the contigs.parquet that `virnucpro split` writes")
+    table = _open_inventory(path)
     batches = (
         batch
         for group in range(table.num_row_groups)

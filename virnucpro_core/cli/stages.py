@@ -105,15 +105,16 @@ def split(
     force: Replace = False,
 ) -> None:
     """Cut FASTA files into pieces of whole contigs, with an inventory of every contig."""
-    from virnucpro_core.sequences.pace import auto_shard_bp, cpu_time
+    from virnucpro_core.sequences.pace import amount, auto_shard_bp, cpu_time
     from virnucpro_core.sequences.split import SHARD_BP, split
 
     fasta = stdin.named(fasta, output)
     if shard_bp is None and model is not None:
         shard_bp = auto_shard_bp(fasta, model, device_class)
-    split(fasta, output, shard_bp or SHARD_BP, force=force)
+    pieces = split(fasta, output, shard_bp or SHARD_BP, force=force)
     if model is not None:
         typer.echo(cpu_time(fasta, model))
+        typer.echo(amount(pieces, model, device_class))
 
 
 @stage(

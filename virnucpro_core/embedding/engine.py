@@ -12,7 +12,7 @@ import json
 import logging
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from virnucpro_core.embedding.devices import default_precision, leased, parse_devices
 from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.journal import Finished, RowWriter
+from virnucpro_core.embedding.monitor import watched
 from virnucpro_core.embedding.prefetch import prefetch
-from virnucpro_core.embedding.schedule import Schedule, protein_tokens
+from virnucpro_core.embedding.schedule import Rows, Schedule, protein_tokens
 from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
-from virnucpro_core.embedding.timing import Progress, Stages, process_seconds
+from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
 from virnucpro_core.errors import (
     BusyError,
@@ -45,6 +46,7 @@ from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import FrameMeta, frame_meta
+from virnucpro_core.progress import Progress
 from virnucpro_core.sequences.pace import LONG, cpu_seconds, in_words
 
 logger = logging.getLogger("virnucpro.embed")
@@ -80,27 +82,35 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     Raises StoppedError, after writing what is finished, once `stop` is set.
     """
     stages = Stages()
-    try:
+    with Progress("embed", None, "tokens", "loading the model") as progress:
+        try:
+            with stages("load"):
+                encoder = FrameEncoder(job.model, torch.device(device), job.precision)
+        except torch.OutOfMemoryError as error:
+            raise GpuMemoryError(
+                f"{device}: out of memory while loading {job.model.name}; is another program on "
+                f"it? ({first_line(error)})"
+            ) from None
         with stages("load"):
-            encoder = FrameEncoder(job.model, torch.device(device), job.precision)
-    except torch.OutOfMemoryError as error:
-        raise GpuMemoryError(
-            f"{device}: out of memory while loading {job.model.name}; is another program on it? "
-            f"({first_line(error)})"
-        ) from None
-    with stages("load"):
-        lengths = protein_tokens(job.frames)
-    budget = job.token_budget or encoder.token_budget()
-    schedule = Schedule(lengths, job.done, budget, rank, world)
-    said = "%s: %d of %d batches kept, %d frames to do in batches of %d tokens"
-    logger.info(said, device, schedule.kept, schedule.planned, schedule.frames, budget)
-    if device == "cpu" and rank == 0:
-        seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
-        if seconds >= LONG:
-            logger.warning("the CPU does the work, and takes %s", in_words(seconds))
-    run_schedule(encoder, schedule, job, rank, stages, stop)
+            lengths = protein_tokens(job.frames)
+        budget = job.token_budget or encoder.token_budget()
+        schedule = Schedule(lengths, job.done, budget, rank, world)
+        said = "%s: %d of %d batches kept, %d frames to do in batches of %d tokens"
+        logger.info(said, device, schedule.kept, schedule.planned, schedule.frames, budget)
+        if device == "cpu" and rank == 0:
+            seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
+            if seconds >= LONG:
+                logger.warning("the CPU does the work, and takes %s", in_words(seconds))
+        progress.begin(schedule.tokens, schedule.tokens_kept)
+        with watched(device) as monitor:
+
+            def tell(rows: Rows) -> None:
+                progress.advance(int(lengths[rows].sum()), monitor.now)
+
+            run_schedule(encoder, schedule, job, rank, stages, stop, tell)
     logger.info("%s: %s", device, stages)
-    write_json(job.folder / f"used{rank}.json", used(device, job.precision))
+    record = {**used(device, job.precision), "gpus": monitor.seen}
+    write_json(job.folder / f"used{rank}.json", record)
 
 
 def used(device: str, precision: str) -> dict[str, str | int]:
@@ -114,10 +124,19 @@ def used(device: str, precision: str) -> dict[str, str | int]:
 
 
 def run_schedule(
-    encoder: FrameEncoder, schedule: Schedule, job: Job, rank: int, stages: Stages, stop: Event
+    encoder: FrameEncoder,
+    schedule: Schedule,
+    job: Job,
+    rank: int,
+    stages: Stages,
+    stop: Event,
+    tell: Callable[[Rows], None] = lambda rows: None,
 ) -> None:
-    """Embed what is scheduled into the shard: read and tokenise ahead, write behind."""
-    progress, journal = Progress(schedule.frames), job.folder / f"rank{rank}.journal"
+    """Embed what is scheduled into the shard: read and tokenise ahead, write behind.
+
+    tell: gets the rows of each batch, int64 (B), that is embedded.
+    """
+    journal = job.folder / f"rank{rank}.journal"
     with (
         closing(RowWriter(job.folder / SHARD, journal, stages)) as writer,
         closing(prefetch(schedule.batches(job.frames, encoder.tokenize, stages))) as work,
@@ -126,7 +145,7 @@ def run_schedule(
             if number == 0:
                 logger.info("first batch %.1f s after the start: %s", process_seconds(), stages)
             writer.add(rows, embedding)
-            progress.advance(len(rows))
+            tell(rows)
             if stop.is_set():
                 raise StoppedError("stopped by a signal; run the same command to go on.")
 
@@ -159,7 +178,7 @@ def begin(folder: Path, frames: Path, meta: FrameMeta, origin: Origin, dim: int)
     except InputError as error:
         if shard.exists():
             logger.warning("%s", error)
-        create_shard(shard, frames, meta.digest, origin, dim)
+        create_shard(shard, frames, meta.digest, origin, dim, torch.cuda.device_count())
         finished.verify(shard)  # journals of the shard before vouch for nothing in this one
     with blamed(folder / DONE):
         (folder / DONE).write_bytes(finished.done.tobytes())

@@ -16,6 +16,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile, lay_out_rows, seal, w
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import frame_batches, frame_meta, one_genetic_code
+from virnucpro_core.progress import Progress
 
 logger = logging.getLogger("virnucpro.merge")
 
@@ -58,7 +59,9 @@ def _pair(shards: Sequence[Path], frames: Sequence[Path]) -> list[EmbeddingFile]
     return list(paired.values())
 
 
-def _check_shard(shard: EmbeddingFile, frames: Path, first: EmbeddingFile) -> None:
+def _check_shard(
+    shard: EmbeddingFile, frames: Path, first: EmbeddingFile, progress: Progress
+) -> None:
     if shard.origin != first.origin or shard.dim != first.dim:
         raise InputError(
             f"{shard.path}: made with {shard.origin.model} in {shard.origin.precision}, but "
@@ -74,6 +77,7 @@ def _check_shard(shard: EmbeddingFile, frames: Path, first: EmbeddingFile) -> No
                 raise InputError(
                     f"{shard.path}: holds {name} where its frame table has {expected}; embed again."
                 )
+        progress.advance(len(found))
 
 
 def _relative(source: Path, folder: Path) -> str:
@@ -118,9 +122,11 @@ def _write_merged(
 
     with written_aside(path) as aside:
         if copy or rows == 0:  # HDF5 has no virtual dataset without rows
-            lay_out_rows(aside, frames, origin, dim, describe)
+            used = [one for shard in shards for one in shard.used()]
+            gpus = {gpu["gpu"] for one in used for gpu in one.get("gpus", ())}
+            lay_out_rows(aside, frames, origin, dim, describe, len(gpus))
             sums = write_rows(aside, (part for shard in shards for _, part in shard.parts()))
-            seal(aside, sums, chain.from_iterable(shard.used() for shard in shards))
+            seal(aside, sums, used)
         else:
             lay_out(aside, build)
 
@@ -139,9 +145,10 @@ def merge(
     """
     keep_apart(output, [*shards, *frames])
     paired = _pair(shards, frames)
-    for shard, table in zip(paired, frames, strict=True):
-        _check_shard(shard, table, paired[0])
-    _write_merged(output, paired, frames, copy)
     rows: int = sum(shard.rows for shard in paired)
+    with Progress("merge", rows, "embeddings") as progress:
+        for shard, table in zip(paired, frames, strict=True):
+            _check_shard(shard, table, paired[0], progress)
+        _write_merged(output, paired, frames, copy)
     logger.info("%d embeddings of %d shards", rows, len(paired))
     return rows

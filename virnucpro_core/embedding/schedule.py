@@ -52,19 +52,22 @@ class Schedule:
     """One process's batches, slab by slab: the rows [rank::world] of each, longest first.
 
     Finished rows are taken out of a plan made of all rows, so that a run that was killed computes
-    the same batches as an unbroken one. planned and kept count batches, frames what is left.
+    the same batches as an unbroken one. planned and kept count batches, frames what is left; tokens
+    counts ESM-2's of all of them, tokens_kept those of finished ones.
     """
 
     def __init__(
         self, lengths: Rows, done: NDArray[np.bool_], token_budget: int, rank: int, world: int
     ) -> None:
         self._slabs: list[list[Rows]] = []
-        self.planned = 0
+        self.planned = self.tokens = self.tokens_kept = 0
         for first in range(0, len(lengths), SLAB):
             order = np.argsort(-lengths[first : first + SLAB], kind="stable")
             mine = order[rank::world] + first
             batches = [mine[batch] for batch in plan(lengths[mine], token_budget)]
             self.planned += len(batches)
+            self.tokens += int(lengths[mine].sum())
+            self.tokens_kept += int(lengths[mine][done[mine]].sum())
             self._slabs.append([left for rows in batches if len(left := rows[~done[rows]])])
         self.kept = self.planned - sum(map(len, self._slabs))
         self.frames = sum(len(rows) for slab in self._slabs for rows in slab)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, write_at
 from virnucpro_core.embedding.journal import Checksums, checksums
+from virnucpro_core.embedding.series import POINTS, Record, joined
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
 from virnucpro_core.parquet import frame_batches
@@ -24,14 +25,14 @@ from virnucpro_core.version import __version__
 
 SHARD_FORMAT = "2"
 
-Used = dict[str, str | int]
-"""Device, precision and peak of memory of a process that embedded."""
+Used = dict[str, Any]
+"""Device, precision and peak of memory of a process that embedded; what its GPU did, if known."""
 
 CHUNK_ROWS = 4096
 """Ids in one HDF5 chunk, and embeddings read at a time."""
 
 USED_BYTES = 16_384
-"""Room for what a shard says of the processes that made it."""
+"""Room for what a shard says of a device that works on it: a GPU's series take 10 kB at most."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ def lay_out_rows(
     origin: Origin,
     dim: int,
     describe: Callable[[h5py.File], None],
+    devices: int = 1,
 ) -> None:
     """Write a file for the rows of frame tables: whole, but for what `write_rows` and `seal` add.
 
-    describe: adds what tells which tables these are. Raises MachineError where the disk has no room
+    describe: adds what tells which tables these are. devices: of how many there may be something to
+    say. Raises MachineError where the disk has no room
     for all of it.
     """
     rows = width = 0
@@ -90,7 +93,7 @@ def lay_out_rows(
         describe(file)
         contiguous(file, "embedding", (rows, dim), "<f4")
         contiguous(file, "checksum", (rows,), "<u4")
-        contiguous(file, "used", (USED_BYTES,), "u1")
+        contiguous(file, "used", (max(1, devices) * USED_BYTES,), "u1")
         kind = h5py.string_dtype("utf-8", max(1, width))
         packed = {"chunks": (min(rows, CHUNK_ROWS),), "compression": 1}
         ids = file.create_dataset("frame_id", (rows,), kind, **(packed if rows else {}))
@@ -109,14 +112,16 @@ def _ids(frames: Sequence[Path]) -> Iterator[pa.Array]:
             yield batch["frame_id"]
 
 
-def create_shard(path: Path, frames: Path, digest: str, origin: Origin, dim: int) -> None:
+def create_shard(
+    path: Path, frames: Path, digest: str, origin: Origin, dim: int, devices: int = 1
+) -> None:
     """Write the shard of a frame table with this digest, its rows still to be written."""
 
     def describe(file: h5py.File) -> None:
         file.attrs["digest"] = digest
 
     with written_aside(path) as aside:
-        lay_out_rows(aside, [frames], origin, dim, describe)
+        lay_out_rows(aside, [frames], origin, dim, describe, devices)
 
 
 def place_of(path: Path, dataset: str) -> int:
@@ -141,8 +146,9 @@ def write_rows(path: Path, parts: Iterable[NDArray[np.float32]]) -> Checksums:
 
 def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
     """Write the checksums, uint32 (N), of a file's rows, and what each process worked with."""
-    said = json.dumps(_peaks(used)).encode().ljust(USED_BYTES)
-    assert len(said) == USED_BYTES
+    with open_h5(path) as file:
+        room = file["used"].shape[0]
+    said = _fitting(_together(used), room)
     with path.open("rb+", buffering=0) as raw:
         write_at(raw.fileno(), said, place_of(path, "used"))
         if len(sums):
@@ -150,15 +156,29 @@ def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
         os.fsync(raw.fileno())
 
 
-def _peaks(used: Iterable[Used]) -> list[Used]:
-    """Each device and precision once, with its peak of memory and the number of tasks on it."""
-    peaks: dict[tuple[str, str], Used] = {}
+def _fitting(used: list[Used], room: int) -> bytes:
+    """As JSON of exactly so many bytes, with as long series of the GPUs as there is room for."""
+    points = POINTS
+    while len(said := json.dumps(used).encode()) > room:
+        points //= 2
+        if points:
+            used = [{**one, "gpus": joined(one.get("gpus", ()), points)} for one in used]
+        else:
+            used = [{**one, "gpus": []} for one in used]
+    return said.ljust(room)
+
+
+def _together(used: Iterable[Used]) -> list[Used]:
+    """Each device and precision once, with its peak of memory, its number of tasks and its GPUs."""
+    known: dict[tuple[str, str], Used] = {}
+    gpus: dict[tuple[str, str], list[Record]] = {}
     for one in used:
-        key = str(one["device"]), str(one["precision"])
-        known = peaks.setdefault(key, {**one, "tasks": 0})
-        known["tasks"] = int(known["tasks"]) + int(one.get("tasks", 1))
-        known["peak_bytes"] = max(int(known["peak_bytes"]), int(one["peak_bytes"]))
-    return list(peaks.values())
+        key = one["device"], one["precision"]
+        same = known.setdefault(key, {**one, "tasks": 0})
+        same["tasks"] += one.get("tasks", 1)
+        same["peak_bytes"] = max(same["peak_bytes"], one["peak_bytes"])
+        gpus.setdefault(key, []).extend(one.get("gpus", ()))
+    return [{**one, "gpus": joined(gpus[key])} for key, one in known.items()]
 
 
 class Source(NamedTuple):
@@ -255,7 +275,7 @@ class EmbeddingFile:
         for path in dict.fromkeys(source.path for source in self.sources):
             with open_h5(path) as file, judged(path):
                 said += json.loads(bytes(file["used"][()]))
-        return _peaks(said)
+        return _together(said)
 
     @property
     def digests(self) -> tuple[str, ...]:

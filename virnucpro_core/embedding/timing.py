@@ -1,8 +1,7 @@
-"""How far a run is, and how long it spends in its stages, which run side by side on threads."""
+"""How long a run spends in its stages, which run side by side on threads."""
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -10,11 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-logger = logging.getLogger("virnucpro.embed")
-
-SECONDS = 10.0
-"""From one line of progress to the next."""
 
 
 def process_seconds() -> float:
@@ -66,22 +60,3 @@ class Stages:
             said.append(f"{stage} {spent:.1f} s{beside}")
         rest = max(0.0, whole - sum(self.seconds.values()))
         return f"{whole:.1f} s: {', '.join(said)}, none of these {rest:.1f} s"
-
-
-class Progress:
-    """Says every few seconds how far a run is, in log lines, which a scheduler keeps too."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._count = total, 0
-        self._start = self._said = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        """Count more frames as done."""
-        self._count += count
-        now = time.monotonic()
-        if now - self._said >= SECONDS:
-            self._said = now
-            rate = self._count / (now - self._start)
-            left = (self._total - self._count) / rate
-            said = "%d of %d frames, %.0f a second, %.0f s left"
-            logger.info(said, self._count, self._total, rate, left)

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Event
@@ -21,6 +21,7 @@ import torch
 
 from virnucpro_core.embedding.standby import taken
 from virnucpro_core.errors import InputError, StoppedError, VirNucProError
+from virnucpro_core.progress import Row, Show, relay, screen
 from virnucpro_core.sequences.pace import cores
 
 logger = logging.getLogger("virnucpro.embed")
@@ -67,22 +68,43 @@ def refuse_respawn() -> None:
         raise SystemExit(InputError.exit_code)
 
 
-def _log_into(log: Path, device: str, level: int) -> None:
+Said = logging.LogRecord | Row | VirNucProError | None
+"""What a worker says: a line of its log, how far it is, and last its refusal, or None: done."""
+
+
+class _Speaker(logging.Handler):
+    """A worker's end of the pipe. The lock is the handler's, which a log line has taken already."""
+
+    def __init__(self, pipe: Connection, device: str) -> None:
+        super().__init__()
+        self._pipe, self._device = pipe, device
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = logging.makeLogRecord(record.__dict__)  # what it was made of may not be sent
+        line.name, line.msg = f"[{self._device}] {record.name}", record.getMessage()
+        line.args = line.exc_info = None
+        self.say(line)
+
+    def say(self, what: Said) -> None:
+        assert self.lock is not None
+        with self.lock, suppress(OSError):  # where the parent is gone, this one ends too
+            self._pipe.send(what)
+
+
+def _log_into(log: Path, speaker: _Speaker, level: int) -> None:
     """Send stdout and stderr into `log`, as file descriptors, so that native code's go there too.
 
-    Log lines go there as well, and those of `level` to the stderr of before, with the device.
+    Log lines go there as well, and those of `level` to the parent, with the device.
     """
-    console = os.fdopen(os.dup(2), "w", buffering=1)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout = sys.stderr  # written line by line, so that a killed worker's lines are there
     faulthandler.enable()
-    into, onto = logging.StreamHandler(sys.stderr), logging.StreamHandler(console)
+    into = logging.StreamHandler(sys.stderr)
     into.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    onto.setFormatter(logging.Formatter(f"[{device}] %(name)s: %(message)s"))
-    onto.setLevel(level)
-    logging.basicConfig(level=logging.WARNING, handlers=[into, onto])
+    speaker.setLevel(level)
+    logging.basicConfig(level=logging.WARNING, handlers=[into, speaker])
     logging.getLogger("virnucpro").setLevel(min(level, logging.INFO))
 
 
@@ -103,7 +125,9 @@ def _work(
 ) -> None:
     """A worker's process: reports None at the end, or its refusal; nothing when it dies."""
     log, level = own
-    _log_into(log, device, level)
+    speaker = _Speaker(report, device)
+    _log_into(log, speaker, level)
+    relay(speaker.say)
     torch.set_num_threads(max(1, cores() // world))
     try:
         with stop_on_signal() as stop:
@@ -112,32 +136,47 @@ def _work(
             rank_of(job, device, rank, world, stop)
     except VirNucProError as error:
         print(error, file=sys.stderr)
-        report.send(error)
+        speaker.say(error)
         raise SystemExit(error.exit_code) from None
-    report.send(None)
+    speaker.say(None)
     sys.stderr.flush()
     os._exit(0)  # the interpreter's own end takes up to a second with torch
 
 
 class _Worker:
-    """A worker that was started."""
+    """A worker that was started. show: gets how far it is."""
 
-    def __init__(self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path):
+    def __init__(
+        self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path, show: Show
+    ):
         self.device, self.log = device, log
+        self._show = show
+        self._ended, self._refusal = False, None
         log.unlink(missing_ok=True)  # its own first act is to make it
         standby = taken()
-        self.process, self._report = standby.process, standby.report
+        self.process, self._pipe = standby.process, standby.report
         own = (log, logging.getLogger("virnucpro").getEffectiveLevel())
         standby.work(_work, rank_of, job, device, rank, world, own)
+
+    def hear(self) -> None:
+        """Take in all that it has said by now: its log lines appear here too."""
+        with suppress(EOFError, OSError):  # it is gone
+            while self._pipe.poll():
+                match self._pipe.recv():
+                    case logging.LogRecord() as line:
+                        logger.handle(line)
+                    case Row() as row:
+                        self._show(row)
+                    case end:
+                        self._ended, self._refusal = True, end
 
     def failure(self) -> VirNucProError | None:
         """Why it ended, if not because it was done: its refusal, or its death and ten lines."""
         self.process.join()
-        try:
-            outcome: VirNucProError | None = self._report.recv()
-            return outcome
-        except (EOFError, OSError):
-            code = self.process.exitcode or 0
+        self.hear()
+        if self._ended:
+            return self._refusal
+        code = self.process.exitcode or 0
         script = getattr(sys.modules["__main__"], "__file__", None)
         unread = script is not None and not Path(script).exists()  # it came by a pipe
         if not self.log.exists() and (code == InputError.exit_code or (unread and code > 0)):
@@ -178,25 +217,38 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) ->
             return
         output.parent.mkdir(parents=True, exist_ok=True)
         logs = [output.with_name(f"{output.stem}.rank{rank}.log") for rank in range(world)]
-        running = [
-            _Worker(rank_of, job, device, rank, world, logs[rank])
-            for rank, device in enumerate(devices)
-        ]
-        failures: list[VirNucProError] = []
-        passed_on = False
-        while running:
-            ended = wait([worker.process.sentinel for worker in running], timeout=0.2)
-            for worker in [one for one in running if one.process.sentinel in ended]:
-                running.remove(worker)
-                if failure := worker.failure():
-                    failures.append(failure)
-                    if not stop.is_set() and (running or failures[1:]):
-                        logger.error("[%s] %s", worker.device, failure)
-            if stop.is_set() and not passed_on:
-                passed_on = True
-                for worker in running:
-                    worker.process.terminate()
+        with screen("embed", "tokens") as show:
+
+            def labelled(device: str, rank: int) -> Show:
+                label = device if devices.count(device) == 1 else f"{device} ({rank})"
+                return lambda row: show(row._replace(label=label))
+
+            running = [
+                _Worker(rank_of, job, device, rank, world, logs[rank], labelled(device, rank))
+                for rank, device in enumerate(devices)
+            ]
+            failures = _until_all_end(running, stop)
         if stop.is_set():
             raise StoppedError("stopped by a signal; run the same command to go on.")
         if failures:
             raise failures[0]
+
+
+def _until_all_end(running: list[_Worker], stop: Event) -> list[VirNucProError]:
+    failures: list[VirNucProError] = []
+    passed_on = False
+    while running:
+        ended = wait([worker.process.sentinel for worker in running], timeout=0.2)
+        for worker in running:
+            worker.hear()
+        for worker in [one for one in running if one.process.sentinel in ended]:
+            running.remove(worker)
+            if failure := worker.failure():
+                failures.append(failure)
+                if not stop.is_set() and (running or failures[1:]):
+                    logger.error("[%s] %s", worker.device, failure)
+        if stop.is_set() and not passed_on:
+            passed_on = True
+            for worker in running:
+                worker.process.terminate()
+    return failures

@@ -24,11 +24,13 @@ from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import (
     FrameMeta,
+    contigs_in,
     frame_batches,
     frame_meta,
     inventory_batches,
     one_genetic_code,
 )
+from virnucpro_core.progress import Progress
 from virnucpro_core.results.calls import (
     CALLS,
     REASONS,
@@ -298,7 +300,10 @@ def call(
     counts: Counter[str] = Counter()
     rows: list[pa.RecordBatch] = []
     stretches: list[Region] = []
-    with result_files(out, scores.made) as files:
+    with (
+        Progress("classify", contigs_in(contigs), "contigs") as progress,
+        result_files(out, scores.made) as files,
+    ):
         for inventory in inventory_batches(contigs):
             names = inventory["contig"].to_pylist()
             calls = WindowCalls.of(inventory["length"].to_numpy(), scores.made["window"])
@@ -315,6 +320,7 @@ def call(
             counts["contigs"] += len(names)
             rows.append(contig_rows(inventory, calls, rule))
             files.write_windows(inventory, calls)
+            progress.advance(len(names))
         if scored.rest is not None:
             raise _not_listed(contigs, scored.rest[0]["contig"][0].as_py())
         whole = pa.Table.from_batches(rows, EVIDENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 TASK_SECONDS = 600
@@ -93,6 +93,20 @@ def in_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"about {seconds / length:.0f} {unit}"
     return "less than 2 minutes"
+
+
+def amount(pieces: Sequence[Path], model: str, device: str) -> str:
+    """How much a sample's pieces are, and how long one device of a class embeds them."""
+    bases = about_bases(pieces)
+    tokens, parameters = (
+        bases * _tokens_per_base(model),
+        PARAMETERS.get(model, PUBLISHED_PARAMETERS),
+    )
+    on_cpu = device == "cpu"
+    seconds = (
+        cpu_seconds(tokens, parameters) if on_cpu else tokens / tokens_a_second(device, parameters)
+    )
+    return f"{len(pieces)} pieces, {bases} bases, {seconds:.0f} s on one {device}"
 
 
 def cpu_time(fasta: Iterable[Path], model: str) -> str:

@@ -15,9 +15,11 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, made, written_aside
 from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
 from virnucpro_core.parquet import table_writer
+from virnucpro_core.progress import Progress
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
+from virnucpro_core.sequences.pace import about_bases
 
 logger = logging.getLogger("virnucpro.split")
 
@@ -102,7 +104,10 @@ def _cut(
     """Write the inventory and the pieces, which are added to the list; return their contigs."""
     count = 0
     options = {"use_dictionary": ["piece"], "write_statistics": ["length", "piece"]}
-    with table_writer(inventory, INVENTORY, **options) as writer:
+    with (
+        table_writer(inventory, INVENTORY, **options) as writer,
+        Progress("split", about_bases(fasta) or None, "bases") as progress,
+    ):
         numbered = _pieces(read_fasta(fasta), shard_bp)
         for piece, contigs in groupby(numbered, itemgetter(0)):
             path = folder / f"piece_{piece:05d}.fasta"
@@ -112,6 +117,7 @@ def _cut(
                         lines = (b">", contig.id.encode(), b"\n", contig.sequence, b"\n")
                         handle.writelines(lines)
                     writer.write(_inventory(batch, piece))  # one row group
+                    progress.advance(sum(len(contig.sequence) for contig in batch))
                     count += len(batch)
             pieces.append(path)
         writer.finish()

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import FRAME_FORMAT, TableWriter, table_writer
+from virnucpro_core.progress import Progress
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.codes import AUTO, choose, genetic_code
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches, frame_parts, is_run
+from virnucpro_core.sequences.pace import about_bases
 from virnucpro_core.sequences.windows import window_starts
 
 logger = logging.getLogger("virnucpro.translate")
@@ -159,6 +161,8 @@ def translate(
     with ExitStack() as stack:
         original = _OriginalFasta(fasta_dir, window, stack) if fasta_dir else None
         table = stack.enter_context(frame_table(output, window, setting, runs=runs))
+        about = about_bases(fasta) or None
+        progress = stack.enter_context(Progress("translate", about, "bases"))
         for batch in batches(read_fasta(fasta)):
             if original:
                 original.write_chunks(batch)
@@ -170,6 +174,7 @@ def translate(
                     table.add_frames(frames)
                     if original:
                         original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
+            progress.advance(sum(len(contig.sequence) for contig in batch))
     count = table.read_with.total()
     what = "stop-free frames and runs" if runs else "stop-free frames"
     logger.info("%d contigs, %d %s of windows of %d", count, table.rows, what, window)

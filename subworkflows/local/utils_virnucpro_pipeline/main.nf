@@ -141,6 +141,17 @@ def openRecords(session) {
     }
 }
 
+/** Says, once all samples are split, how much there is to do. Pieces are embedded side by side, where there are devices. */
+def work(amounts, model) {
+    if (amounts) {
+        def numbers = amounts.collect { _meta, said -> said.findAll(/[0-9]+/).take(3)*.toLong() }.transpose()*.sum()
+        def device = amounts[0][1].tokenize(' ').last()
+        def time = nextflow.util.Duration.of(1000 * numbers[2])
+        def bases = String.format('%,d', numbers[1])
+        log.info("Work:   ${amounts.size()} samples of ${bases} bases in ${numbers[0]} pieces, with ${model}; embedding takes about ${time} on one ${device} (--device_class)")
+    }
+}
+
 /** The last words of a finished run: what was found in each sample that has calls, where it lies, what it took. */
 def summary(called, outdir, stats, duration) {
     def told = called.collect { id -> [id, summaryOf(id, outdir)?.contigs] }

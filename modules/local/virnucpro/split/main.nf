@@ -16,16 +16,19 @@ process VIRNUCPRO_SPLIT {
     tuple val("${task.process}"), val('virnucpro'), eval('virnucpro --version | sed "s/.* //"'), emit: versions_virnucpro, topic: versions
     // In the place of the pieces where ext.on_refusal is 'skip': a folder of the sample's name with the reason, for the report.
     tuple val(meta), path("${prefix}"), emit: refused, optional: true
-    // With --model in ext.args: how long a CPU would embed the sample.
+    // With --model in ext.args: how long a CPU would embed the sample, and how much it is.
     tuple val(meta), env('cpu_time'), emit: cpu_time, topic: cpu_time
+    tuple val(meta), env('amount'), emit: amount, topic: amount
 
     script:
     def args = task.ext.args ?: ''
     prefix = task.ext.prefix ?: "${meta.id}"
     // A refusal (2) that is to stop no other sample is a result: the reason, without the folders of staged files.
     """
-    cpu_time=\$(virnucpro split ${args} ${fasta} -o pieces 2> split.log) || code=\$?
-    cat split.log >&2
+    virnucpro split ${args} ${fasta} -o pieces > split.txt 2> split.log || code=\$?
+    cpu_time=\$(sed -n 1p split.txt)
+    amount=\$(sed -n 2p split.txt)
+    cat split.txt split.log >&2
     case \${code:-0}${task.ext.on_refusal ?: ''} in
         0*) ;;
         2skip)
@@ -41,6 +44,7 @@ process VIRNUCPRO_SPLIT {
     prefix = task.ext.prefix ?: "${meta.id}"
     """
     cpu_time=
+    amount=
     mkdir pieces
     touch pieces/contigs.parquet \$(seq -f 'pieces/piece_%05g.fasta' ${task.ext.stub_pieces ?: 1})
     """

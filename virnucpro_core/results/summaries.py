@@ -12,6 +12,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.criteria import Criteria
+from virnucpro_core.results.gpus import read_gpus
 from virnucpro_core.results.ran import read_ran
 
 MADE_BY = ("model", "window", "genetic_code", "said", "precision", "packed", "version", "weights")
@@ -70,6 +71,11 @@ def _read_summary(out: Path) -> Sample:
         for key, kind in _KINDS.items():
             if not isinstance(summary[key], kind):
                 raise TypeError(f"{key} is of another kind")
+        summary["gpus"] = [
+            gpu
+            for one in summary.get("embedded_on", ())
+            for gpu in read_gpus(str(one["device"]), one.get("gpus"))
+        ]
         summary["embedded_on"] = [
             (str(one["device"]), str(one["precision"]), int(one["peak_bytes"]))
             for one in summary.get("embedded_on", ())

@@ -1,0 +1,62 @@
+"""The GPUs of a run, on the report's page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import classified
+
+from virnucpro_core.errors import InputError
+from virnucpro_core.results.report import write_report
+
+RECORD: dict[str, Any] = {
+    "gpu": "GPU-1", "begun": 0.0, "samples": 3, "limit_w": 700, "limit_bytes": 80e9, "others": 0,
+    "held_back": {"power": 0.5, "heat": 0.0, "supply": 0.0},
+    "mean": {"busy": 0.95, "power_w": 650, "memory_bytes": 10e9},
+    "seconds": [1.0, 2.0, 4.0], "busy": [0.0, 0.5, 1.0], "power_w": [70, 350, 900],
+    "memory_bytes": [8e9, 8e9, 8e9],
+}  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Any:
+    """The report's page of a sample, with such records of its GPUs."""
+
+    def of(*records: Any) -> str:
+        out = classified(tmp_path / "out", [("c", 500, "virus", 0.9)])
+        path = out / "summary.json"
+        summary = json.loads(path.read_text())
+        on = {"device": "<H100>", "precision": "fp16", "peak_bytes": 1, "gpus": list(records)}
+        path.write_text(json.dumps({**summary, "embedded_on": [on]}))
+        write_report([out], out / "report.html")
+        return (out / "report.html").read_text()
+
+    return of
+
+
+def test_series_of_a_gpu_is_drawn_within_its_limits(page: Any) -> None:
+    text = page(RECORD)
+    assert "<b>&lt;H100&gt;</b>" in text
+    assert "GPU busy 0.95, 650 W of 700, at its power limit 50% of the time" in text
+    assert 'points="105.0,44.0 210.0,22.0 420.0,0.0"' in text  # busy
+    assert 'points="105.0,39.6 210.0,22.0 420.0,0.0"' in text  # power, cut at the limit
+    assert "700 W</text>" in text
+    assert "80 GB</text>" in text
+    assert "Temperature" not in text
+
+
+def test_run_without_gpus_has_no_chart_of_them(page: Any) -> None:
+    assert "GPUs at work" not in page()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seconds": []}, {"busy": [1.0]}, {"busy": [1.0, "x", 1.0]}, {"power_w": [-1, 0, 0]},
+     {"mean": 3}, {"limit_w": 0}, {"seconds": [0, 0, 0]}],
+)  # fmt: skip
+def test_series_that_is_none_is_refused(change: dict[str, Any], page: Any) -> None:
+    with pytest.raises(InputError, match="is no summary of a classified sample"):
+        page({**RECORD, **change})

@@ -149,7 +149,7 @@ def main() -> None:
         folder = Path(name)
         frames = write_frames(options.contigs, folder, options.frames, 500)
         found = measure(frames, resolve_model("mini"), folder, options.workers, options.pace)
-    record = {"cores": len(os.sched_getaffinity(0)), **found}
+    record = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], **found}
     text = json.dumps(record, indent=2)
     print(text)
     if options.output:

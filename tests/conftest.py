@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from virnucpro_core.sequences.translate import translate
 if not torch.cuda.is_available():
     # before anything imports triton: test_kernels.py runs it on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
+
+# A shell starts what runs in its background (`make test &`) with SIGINT ignored, which the commands
+# under test would inherit, and so never be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
 

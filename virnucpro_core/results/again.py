@@ -12,7 +12,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import locked
 from virnucpro_core.models.rule import ContigRule
 from virnucpro_core.results.classify import call
-from virnucpro_core.results.criteria import Asked, check, criteria_for
+from virnucpro_core.results.criteria import Asked, criteria_for
 from virnucpro_core.results.kept import kept_scores, read_summary, record_configuration
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT
@@ -28,7 +28,6 @@ def call_again(
     where it has one. Raises InputError for a folder without results of this version, BusyError
     while another process works there; the results then are as they were.
     """
-    check(**asked)
     summary = read_summary(out)
     if summary is None:
         raise InputError(f"{out}: holds no results; give a folder that predict or classify wrote.")

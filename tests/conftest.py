@@ -25,9 +25,10 @@ if not torch.cuda.is_available():
     # before anything imports triton: test_kernels.py runs it on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
 
-# A shell starts what runs in its background (`make test &`) with SIGINT ignored, which the commands
-# under test would inherit, and so never be interrupted.
+# In a shell's background (`make test &`) SIGINT is ignored, under nohup SIGHUP; the commands under
+# test would inherit that, and never be stopped.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 DATA = Path(__file__).parent / "data"
 

@@ -280,7 +280,7 @@ def test_processes_that_stand_by_are_the_workers_and_those_left_over_are_ended(
     assert used < ready.keys()
     (left,) = ready.keys() - used
     ready[left].join(60)
-    assert ready[left].exitcode == -signal.SIGKILL
+    assert ready[left].exitcode in (-signal.SIGKILL, 0)  # 0: it saw first that no order can come
 
 
 @pytest.mark.parametrize(

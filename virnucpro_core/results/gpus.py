@@ -49,7 +49,7 @@ def read_gpus(device: str, records: Any) -> list[Gpu]:
 
 def _gpu(device: str, record: Mapping[str, Any]) -> Gpu:
     seconds = _numbers(record["seconds"])
-    last = max(seconds)
+    last = max(seconds) or 1.0  # of a run that ended with its first sample
     lines = []
     for name, (label, most, said) in _DRAWN.items():
         if name not in record:

@@ -102,7 +102,8 @@ def test_embed_killed_a_hundred_times_gives_the_unbroken_runs_rows(
             except subprocess.TimeoutExpired:
                 kills[run.kill(process, rng)] += 1
                 _, said = process.communicate(timeout=120)
-                assert process.returncode in (0, 75, *(-n for n in (9, 15, 2))), said
+                starting = "virnucpro" not in said  # Python itself, whose end is its own
+                assert starting or process.returncode in (0, 75, *(-n for n in (9, 15, 2))), said
                 assert "Traceback" not in said or said.endswith("KeyboardInterrupt\n"), said
             run.follow(said)
             run.check()

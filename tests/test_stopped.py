@@ -189,6 +189,22 @@ def test_stopped_while_it_waits_for_its_input_exits_75_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["pipe", "temporary"]
 
 
+def test_stopped_while_its_options_are_put_together_exits_75() -> None:
+    code = """
+import os, signal, typer.main
+from virnucpro_core import cli
+assemble = typer.main.get_command
+def assembled(app):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return assemble(app)
+typer.main.get_command = assembled
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 75
+    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+
+
 def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:
     """As under nohup."""
     code = (

@@ -127,8 +127,8 @@ def _verdict(error: BaseException) -> tuple[str, int] | None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command, that of the process by default; its exit code. A refusal is one sentence."""
-    command = typer.main.get_command(app)
     try:
+        command = typer.main.get_command(app)
         code = command.main(arguments, prog_name="virnucpro", standalone_mode=False)
         with blamed(Path("stdout")):
             sys.stdout.flush()

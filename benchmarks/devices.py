@@ -100,6 +100,14 @@ def compare(one: Path, all_: Path) -> dict[str, Any]:
         }
 
 
+def say(record: dict[str, Any], output: Path | None) -> None:
+    """Print a record, and keep it where that was asked for."""
+    text = json.dumps(record, indent=2)
+    print(text)
+    if output:
+        output.write_text(text + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contigs", type=Path)
@@ -138,10 +146,7 @@ def main() -> None:
             "apart_at_the_end": round((max(workers) - min(workers)) / max(workers), 4),
             "results": compare(*outputs),
         }
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    say(record, options.output)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from devices import write_frames
+from devices import say, write_frames
 
 from virnucpro_core.embedding.encoders import GPU_TOKENS, Embedded, FrameEncoder
 from virnucpro_core.embedding.engine import (
@@ -150,10 +150,7 @@ def main() -> None:
         frames = write_frames(options.contigs, folder, options.frames, 500)
         found = measure(frames, resolve_model("mini"), folder, options.workers, options.pace)
     record = {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], **found}
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    say(record, options.output)
 
 
 if __name__ == "__main__":

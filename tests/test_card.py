@@ -64,3 +64,12 @@ def test_card_of_notes_has_figures_after_their_first_words(tiny: Model, tmp_path
     order += ["## Data\n\nOurs.\n", "| epochs | 4 |", "## Files"]
     places = [said.index(text) for text in order]
     assert places == sorted(places)
+
+
+def test_page_promises_of_mini_what_its_record_has() -> None:
+    mini = resolve_model("mini")
+    record = json.loads((mini.folder / "model.json").read_text())["training"]["test"]["contigs"]
+    page = (mini.folder.parent / "results/page/page.html.j2").read_text()
+    assert "it finds four in five, and it calls one in twenty of the others" in page
+    assert round(5 * record["sensitivity"]) == 4
+    assert 18 < 1 / (1 - record["specificity"]) < 23

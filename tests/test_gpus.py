@@ -53,6 +53,10 @@ def test_series_of_one_sample_is_drawn(page: Any) -> None:
     assert 'points="0.0,44.0"' in page({**RECORD, **one, "seconds": [0.0]})
 
 
+def test_limit_that_a_driver_does_not_know_refuses_no_page(page: Any) -> None:
+    assert "1,000 W</text>" in page({**RECORD, "limit_w": 0})
+
+
 def test_run_without_gpus_has_no_chart_of_them(page: Any) -> None:
     assert "GPUs at work" not in page()
 
@@ -60,7 +64,7 @@ def test_run_without_gpus_has_no_chart_of_them(page: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"seconds": []}, {"busy": [1.0]}, {"busy": [1.0, "x", 1.0]}, {"power_w": [-1, 0, 0]},
-     {"mean": 3}, {"limit_w": 0}],
+     {"mean": 3}],
 )  # fmt: skip
 def test_series_that_is_none_is_refused(change: dict[str, Any], page: Any) -> None:
     with pytest.raises(InputError, match="is no summary of a classified sample"):

@@ -54,7 +54,7 @@ def _gpu(device: str, record: Mapping[str, Any]) -> Gpu:
     for name, (label, most, said) in _DRAWN.items():
         if name not in record:
             continue
-        most = float(record.get(_LIMITS.get(name, ""), most))
+        most = float(record.get(_LIMITS.get(name, "")) or most)
         values = _numbers(record[name])
         points = " ".join(
             f"{WIDTH * at / last:.1f},{HEIGHT * (1 - min(1.0, value / most)):.1f}"

@@ -13,22 +13,30 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import SimpleQueue
 from tempfile import TemporaryDirectory
+from typing import NoReturn, cast
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_suffix(".txt")
+LIMIT = 300
+"""Seconds for the tests of one mutant."""
 
 TESTS = {
     "sequences/windows": "frames legacy",
@@ -156,32 +164,69 @@ def mutants(module: str) -> Iterator[Mutant]:
 
 
 def survives(mutant: Mutant, copy_: Path) -> bool:
-    """Whether the module's tests pass over the mutant, in a copy of the package."""
+    """Whether the module's tests pass over the mutant, in a copy of the package.
+
+    They run in a fork of this process, which has imported what takes long, none of it the package.
+    """
     path = copy_ / "virnucpro_core" / f"{mutant.module}.py"
     original = path.read_text()
-    tests = [f"tests/test_{name}.py" for name in TESTS[mutant.module].split()]
-    tests = [test for test in tests if (copy_ / test).exists()]
     try:
         path.write_text(mutant.source)
-        run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-             "-m", "not slow and not gpu", *tests],
-            cwd=copy_,
-            env={**os.environ, "PYTHONPATH": str(copy_), "PYTHONDONTWRITEBYTECODE": "1"},
-            capture_output=True,
-            timeout=300,
-        )  # fmt: skip
-        return run.returncode == 0
-    except subprocess.TimeoutExpired:
-        return False  # a loop without an end is noticed
+        child = os.fork()
+        if not child:
+            _run_tests(mutant.module, copy_)
+        due = time.monotonic() + LIMIT
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > due:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                return False  # a loop without an end is noticed
+            time.sleep(0.02)
+        return ended[1] == 0
     finally:
         path.write_text(original)
 
 
+def _run_tests(module: str, copy_: Path) -> NoReturn:
+    """Run a module's tests in this process, and end it with their code."""
+    code = 1
+    try:
+        os.setsid()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(nowhere, stream)
+        os.chdir(copy_)
+        os.environ |= {"PYTHONPATH": str(copy_), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.path.insert(0, str(copy_))
+        sys.dont_write_bytecode = True
+        tests = [f"tests/test_{name}.py" for name in TESTS[module].split()]
+        marks = ["-m", "not slow and not gpu"]
+        code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *marks, *tests]))
+    finally:
+        os._exit(code)
+
+
+def judge(copy_: Path, chosen: Sequence[Mutant], judged: Connection) -> None:
+    """Say of each mutant whether it survives; a process that forks has no threads."""
+    for mutant in chosen:
+        judged.send((mutant, survives(mutant, copy_)))
+    judged.close()
+
+
 def main() -> None:
+    for name in (
+        "torch",
+        "h5py",
+        "pyarrow.parquet",
+        "pyarrow.compute",
+        "typer",
+        "jinja2",
+        "Bio.Data",
+    ):
+        importlib.import_module(name)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as results/calls")
-    parser.add_argument("--number", type=int, default=200)
+    parser.add_argument("--number", type=int, default=0, help="all, unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path)
@@ -190,39 +235,46 @@ def main() -> None:
         line.split(" # ", 1) for line in EQUIVALENT.read_text().splitlines() if " # " in line
     )
     every = [one for module in given.modules or TESTS for one in mutants(module)]
-    chosen = random.Random(given.seed).sample(every, min(given.number, len(every)))
+    number = min(given.number or len(every), len(every))
+    chosen = random.Random(given.seed).sample(every, number)
     chosen = [mutant for mutant in chosen if str(mutant) not in reasons]
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(given.jobs) as pool:
-        copies: SimpleQueue[Path] = SimpleQueue()
+    alive: list[Mutant] = []
+    tried: list[Mutant] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    fork = multiprocessing.get_context("fork")
+    with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
+        waiting: list[Connection] = []
         for job in range(given.jobs):
             place = Path(folder) / str(job)
             for name in ("virnucpro_core", "tests", "assets"):
                 shutil.copytree(ROOT / name, place / name)
             shutil.copy(ROOT / "pyproject.toml", place)
-            copies.put(place)
-
-        def judged(mutant: Mutant) -> bool:
-            place = copies.get()
-            try:
-                return survives(mutant, place)
-            finally:
-                copies.put(place)
-
-        alive = []
-        for mutant, survived in zip(chosen, pool.map(judged, chosen), strict=True):
-            if survived:
-                alive.append(mutant)
-                print(f"survived: {mutant}  (line {mutant.line})", flush=True)
-    killed = len(chosen) - len(alive)
-    print(f"{killed} of {len(chosen)} killed, of {len(every)} that there are")
+            mine = chosen[job :: given.jobs]
+            here, there = fork.Pipe(duplex=False)
+            fork.Process(target=judge, args=(place, mine, there), daemon=True).start()
+            there.close()
+            waiting.append(here)
+        while waiting:
+            for one in cast(list[Connection], wait(waiting)):
+                try:
+                    mutant, survived = one.recv()
+                except EOFError:
+                    waiting.remove(one)
+                    continue
+                tried.append(mutant)
+                if survived:
+                    alive.append(mutant)
+                    print(f"survived: {mutant}  (line {mutant.line})", flush=True)
+    killed = len(tried) - len(alive)
+    print(f"{killed} of {len(tried)} killed, of {len(every)} that there are")
     if given.output:
-        tried, left = (Counter(one.module for one in group) for group in (chosen, alive))
+        of, left = (Counter(one.module for one in group) for group in (tried, alive))
         record = {
             "killed": killed,
-            "tried": len(chosen),
+            "tried": len(tried),
             "of": len(every),
             "seed": given.seed,
-            "modules": {name: [tried[name] - left[name], tried[name]] for name in sorted(tried)},
+            "modules": {name: [of[name] - left[name], of[name]] for name in sorted(of)},
             "survivors": [f"{one} (line {one.line})" for one in alive],
         }
         given.output.write_text(json.dumps(record, indent=1) + "\n")

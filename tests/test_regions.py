@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_segments_of_a_paper_s_example_are_as_printed_there() -> None:
     """Ruzzo and Tompa 1999, figure 1."""
     scores = [4, -5, 3, -3, 1, 2, -2, 2, -2, 1, 5]
     assert maximal_segments(scores) == [(0, 1, 4), (2, 3, 3), (4, 11, 7)]
+
+
+def test_segments_of_a_chromosome_that_falls_all_along_take_a_pass_over_it() -> None:
+    begun = time.process_time()
+    assert len(maximal_segments([1.0, -2.0] * 40_000)) == 40_000
+    assert time.process_time() - begun < 5  # looking at all those before each took a minute
 
 
 def test_a_stretch_of_viral_windows_is_a_region_over_a_gap_without_scores() -> None:

@@ -33,8 +33,9 @@ def maximal_segments(scores: Iterable[float]) -> list[Segment]:
 
     No segment within one, and none that overlaps it, has a greater score.
     """
-    # Of each segment: first, last, and the cumulative scores before it and at its end.
-    found: list[tuple[int, int, float, float]] = []
+    # Of each segment: first, last, the cumulative scores before it and at its end, and which of the
+    # earlier ones is the last with less before it: past those between, the search need not look.
+    found: list[tuple[int, int, float, float, int]] = []
     total = 0.0
     for at, score in enumerate(scores):
         before, total = total, total + score
@@ -44,13 +45,13 @@ def maximal_segments(scores: Iterable[float]) -> list[Segment]:
         while True:
             j = len(found) - 1
             while j >= 0 and found[j][2] >= left:
-                j -= 1
+                j = found[j][4]
             if j < 0 or found[j][3] >= right:
                 break
             first, left = found[j][0], found[j][2]
             del found[j:]
-        found.append((first, at + 1, left, right))
-    return [Segment(first, last, right - left) for first, last, left, right in found]
+        found.append((first, at + 1, left, right, j))
+    return [Segment(first, last, right - left) for first, last, left, right, _ in found]
 
 
 def viral_segments(odds: Float64Array) -> list[Segment]:

@@ -268,8 +268,12 @@ def report(
         list[str] | None,
         typer.Option(help="A folder of earlier results beside the page; may be repeated."),
     ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="What was run, where it made all of these folders.")
+    ] = None,
+    run_name: Annotated[str | None, typer.Option(help="What that run is called.")] = None,
 ) -> None:
     """Write one self-contained page for all samples of a run."""
     from virnucpro_core.results.report import write_report
 
-    write_report(results, output, earlier=earlier or ())
+    write_report(results, output, earlier=earlier or (), command=command, run_name=run_name)

@@ -109,7 +109,11 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
 
             run_schedule(encoder, schedule, job, rank, stages, stop, tell)
     logger.info("%s: %s", device, stages)
-    record = {**used(device, job.precision), "gpus": monitor.seen}
+    record = {
+        **used(device, job.precision),
+        "seconds": round(stages.whole, 3),
+        "gpus": monitor.seen,
+    }
     write_json(job.folder / f"used{rank}.json", record)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -78,7 +79,7 @@ class FrameTable:
     TEXT = ("frame_id", "nucleotide", "protein")
 
     def __init__(self, writer: TableWriter, window: int, setting: str, runs: bool) -> None:
-        self._writer = writer
+        self._writer, self._began = writer, time.perf_counter()
         self._said = {
             "format": FRAME_FORMAT,
             "window": str(window),
@@ -109,8 +110,12 @@ class FrameTable:
     def finish(self) -> None:
         """Write the footer."""
         digest = hashlib.sha256(b"".join(part.digest() for part in self._parts.values()))
-        read_with = json.dumps(self.read_with)
-        said = {**self._said, "read_with": read_with, "digest": digest.hexdigest()}
+        said = {
+            **self._said,
+            "read_with": json.dumps(self.read_with),
+            "digest": digest.hexdigest(),
+            "seconds": f"{time.perf_counter() - self._began:.3f}",
+        }
         self._writer.finish({f"virnucpro.{name}": text for name, text in said.items()})
 
 

@@ -130,13 +130,13 @@ def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
         raise InputError(
             f"{path}: not a complete Parquet file ({first_line(error)}); give {what}."
         ) from None
-    for field in schema:
-        if found.names.count(field.name) != 1:
-            raise InputError(f"{path}: has no column {field.name!r}; give {what}.")
-        kind = found.field(field.name).type
-        if (kind.value_type if pa.types.is_dictionary(kind) else kind) != field.type:
+    for column in schema:
+        if found.names.count(column.name) != 1:
+            raise InputError(f"{path}: has no column {column.name!r}; give {what}.")
+        kind = found.field(column.name).type
+        if (kind.value_type if pa.types.is_dictionary(kind) else kind) != column.type:
             raise InputError(
-                f"{path}: its column {field.name!r} is {kind}, not {field.type}; give {what}."
+                f"{path}: its column {column.name!r} is {kind}, not {column.type}; give {what}."
             )
     return table
 

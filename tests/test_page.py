@@ -206,6 +206,8 @@ def test_nothing_is_wider_than_the_screen(page: Browser, width: int) -> None:
         mobile=width < 400,
     )
     assert page.run("document.documentElement.scrollWidth") <= width
+    lines = page.run("document.querySelector('#table tbody a').offsetHeight") > 24
+    assert lines == (width < 400), "a phone has two lines for a name"
     page.run("document.querySelector('#table tbody a').click()")
     page.until("document.getElementById('contig').dataset.shown !== undefined")
     assert page.run("document.getElementById('contig-body').scrollWidth") <= width
@@ -254,6 +256,8 @@ def test_on_paper_the_table_has_its_first_hundred_and_an_open_contig_is_alone(
     assert page.run("document.querySelectorAll('#paper tr').length") == 100
     assert page.run("document.getElementById('paper').checkVisibility()")
     assert not page.run("document.getElementById('tools').checkVisibility()")
+    wide = page.run("['name', 'length'].map(c => document.querySelector('.c-' + c).offsetWidth)")
+    assert wide[0] > 2 * wide[1], "a name has the room that numbers leave"
     assert "first 100 of these 3,001" in page.run("document.getElementById('printed').textContent")
     page("Emulation.setEmulatedMedia", media="")
     page.run("dispatchEvent(new Event('afterprint'))")

@@ -180,4 +180,4 @@ def bases(count: int) -> str:
     for size, unit in ((10**9, "Gb"), (10**6, "Mb"), (10**3, "kb")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count} b"
+    return f"{count} bp"

@@ -68,6 +68,7 @@ def predict(
 ) -> None:
     """Call the contigs of FASTA files, all stages at once; run again after a kill, it goes on."""
     from virnucpro_core.one_process import predict
+    from virnucpro_core.progress import counted
 
     table = predict(
         stdin.named(fasta, output),
@@ -85,7 +86,7 @@ def predict(
     )
     calls = table["call"].to_pylist()
     counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
-    typer.echo(f"{len(calls)} contigs: {counts}; see {output / 'report.html'}")
+    typer.echo(f"{counted(len(calls), 'contig')}: {counts}; see {output / 'report.html'}")
     if model == "mini":
         typer.echo(
             "mini is the small model that comes along; docs/mini.md says what to expect of it"

@@ -17,7 +17,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile, lay_out_rows, seal, w
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import frame_batches, frame_meta, one_genetic_code
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 
 logger = logging.getLogger("virnucpro.merge")
 
@@ -160,5 +160,5 @@ def merge(
         for shard, table in zip(paired, frames, strict=True):
             _check_shard(shard, table, paired[0], progress)
         _write_merged(output, paired, frames, copy, time.perf_counter() - began)
-    logger.info("%d embeddings of %d shards", rows, len(paired))
+    logger.info("%d embeddings of %s", rows, counted(len(paired), "shard"))
     return rows

@@ -30,7 +30,7 @@ from virnucpro_core.parquet import (
     inventory_batches,
     one_genetic_code,
 )
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 from virnucpro_core.results.calls import (
     CALLS,
     REASONS,
@@ -356,5 +356,6 @@ def call(
             }
         )
     numbers = summary["contigs"]
-    logger.info("%d contigs: %d virus, %d other, %d no_call", *map(numbers.get, ("total", *CALLS)))
+    said = ", ".join(f"{numbers[call]} {call}" for call in CALLS)
+    logger.info("%s: %s", counted(numbers["total"], "contig"), said)
     return table

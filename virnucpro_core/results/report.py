@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import write_json, written_aside
+from virnucpro_core.progress import counted
 from virnucpro_core.results import multiqc
 from virnucpro_core.results.calls import CALLS, LABELS
 from virnucpro_core.results.figures import ScoreGrid, bases, duration
@@ -170,4 +171,4 @@ def write_report(
     summaries = [sample.summary for sample in samples]
     for name, said in multiqc.content(summaries, left_out, by_sample, __version__).items():
         write_json(path.parent / name, said)
-    logger.info("%d samples in %s, %d left out", len(samples), path, len(left_out))
+    logger.info("%s in %s, %d left out", counted(len(samples), "sample"), path, len(left_out))

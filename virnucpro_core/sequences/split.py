@@ -15,7 +15,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, made, written_aside
 from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
 from virnucpro_core.parquet import table_writer
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
@@ -94,7 +94,7 @@ def split(
             if known is None:  # else the folder holds more of that work
                 (folder / RECORD).unlink(missing_ok=True)
             raise
-    logger.info("%d contigs in %d pieces", count, len(pieces))
+    logger.info("%s in %s", counted(count, "contig"), counted(len(pieces), "piece"))
     return pieces
 
 

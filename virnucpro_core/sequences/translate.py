@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import FRAME_FORMAT, TableWriter, table_writer
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.codes import AUTO, choose, genetic_code
 from virnucpro_core.sequences.fasta import Contig, read_fasta
@@ -180,9 +180,9 @@ def translate(
                     if original:
                         original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
             progress.advance(sum(len(contig.sequence) for contig in batch))
-    count = table.read_with.total()
+    said = counted(table.read_with.total(), "contig")
     what = "stop-free frames and runs" if runs else "stop-free frames"
-    logger.info("%d contigs, %d %s of windows of %d", count, table.rows, what, window)
+    logger.info("%s, %d %s of windows of %d", said, table.rows, what, window)
     if setting == AUTO:
         counts = (f"{count} with code {own}" for own, count in table.read_with.items())
         logger.info("contigs read: %s", ", ".join(counts))

@@ -43,7 +43,9 @@ def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
     assert len(sample.frames) > 3
 
 
-def test_summary_says_how_long_the_stages_before_took_in_all(sample: Sample) -> None:
+def test_summary_says_what_was_split_and_how_long_the_stages_before_took_in_all(
+    sample: Sample,
+) -> None:
     on = {"device": "CPU", "precision": "fp32", "peak_bytes": 1}
     for shard in sample.shards:
         with h5py.File(shard) as file:
@@ -55,6 +57,8 @@ def test_summary_says_how_long_the_stages_before_took_in_all(sample: Sample) -> 
     assert [*ran["seconds"]] == ["translate", "embed", "merge", "classify"]
     assert ran["seconds"]["embed"] == 40 * len(sample.shards) > 100
     (used,) = summary["embedded_on"]
+    assert [one["name"] for one in summary["fasta"]] == ["in.fa"]
+    assert [one["name"] for one in summary["input"]] == [path.name for path in sample.frames]
     assert (used["tasks"], used["seconds"]) == (len(sample.shards), ran["seconds"]["embed"])
 
 

@@ -173,6 +173,9 @@ def test_report_shows_what_the_user_ran_and_for_how_long(results: Path) -> None:
     assert len(re.findall(rf"UTC {stages} ", page.words)) == 2
     assert re.search(rf"Time {stages} \(all samples and tasks added up\)", page.words)
     assert re.search(r"Embedded on CPU, fp32: \d+\.\d s of 4 processes, at most", page.words)
+    for name in ("phages", "others"):
+        size = (DEMO / f"{name}.fasta").stat().st_size
+        assert f"{name} Input {name}.fasta ({size:,} bytes)" in page.words
     assert "virnucpro classify" not in page.words
 
 

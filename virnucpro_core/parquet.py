@@ -38,6 +38,8 @@ _SAID = {
 """What the footer of a frame table says, and how that looks."""
 BATCH_ROWS = 65_536
 _SUMS = "virnucpro.crc32"
+CUT_FROM = "virnucpro.cut_from"
+"""Key in the footer of an inventory: JSON of the files that `split` read, as `inputs.identify`."""
 
 
 def text_of(column: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
@@ -232,6 +234,18 @@ def contigs_in(path: Path) -> int:
     """How many contigs an inventory has; InputError when the file is none."""
     rows: int = _open_inventory(path).metadata.num_rows
     return rows
+
+
+def cut_from(path: Path) -> Any:
+    """What an inventory says of the files that `split` read; None where it says nothing.
+
+    Raises InputError when the file is none.
+    """
+    said = (_open_inventory(path).metadata.metadata or {}).get(CUT_FROM.encode(), b"null")
+    try:
+        return json.loads(said)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _open_inventory(path: Path) -> pq.ParquetFile:

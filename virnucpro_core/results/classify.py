@@ -25,6 +25,7 @@ from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import (
     FrameMeta,
     contigs_in,
+    cut_from,
     frame_batches,
     frame_meta,
     inventory_batches,
@@ -344,6 +345,7 @@ def call(
                 "format": 2,
                 "sample": sample or out.resolve().name,
                 "input": given,
+                "fasta": cut_from(contigs),
                 "criteria": criteria.record(),
                 "prevalence": about._asdict(),
                 "contig_rule": rule and rule.record(),

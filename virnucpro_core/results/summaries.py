@@ -108,7 +108,7 @@ def _read_summary(out: Path) -> Sample:
         summary["ran"] = read_ran(summary.get("ran"))
         summary["input"] = [
             (str(one["name"]), None if one.get("bytes") is None else int(one["bytes"]))
-            for one in summary.get("input", ())
+            for one in summary.get("fasta") or summary.get("input", ())
         ]
         json.dumps(summary, ensure_ascii=False, allow_nan=False).encode()  # no text can be written
     except FileNotFoundError:

@@ -58,7 +58,7 @@ def test_summary_says_what_was_split_and_how_long_the_stages_before_took_in_all(
     assert ran["seconds"]["embed"] == 40 * len(sample.shards) > 100
     (used,) = summary["embedded_on"]
     assert [one["name"] for one in summary["fasta"]] == ["in.fa"]
-    assert [one["name"] for one in summary["input"]] == [path.name for path in sample.frames]
+    assert {one["name"] for one in summary["input"]} <= {path.name for path in sample.frames}
     assert (used["tasks"], used["seconds"]) == (len(sample.shards), ran["seconds"]["embed"])
 
 

@@ -12,6 +12,7 @@ from browser import CHROMIUM, Browser
 from pages import ROWS, Row, classified
 from sample import OPEN, STOPS, Sample
 
+import virnucpro_core as vnp
 from virnucpro_core.results.report import write_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
@@ -246,6 +247,25 @@ def test_the_view_of_a_contig_is_what_the_tables_say(tab: Browser, tmp_path: Pat
     frames = tab.run("document.querySelectorAll('.map rect:not(.lane, .region)').length")
     assert frames == 3 * 3 + sum(int(row["frames"]) for row in table)
     assert tab.said == []
+
+
+def test_the_view_says_which_windows_were_read_by_runs(tab: Browser, tmp_path: Path) -> None:
+    window, closed = f"{OPEN * 16}{OPEN[:20]}", f"{STOPS * 16}{STOPS[:20]}"
+    contigs = {"most": window + 2 * closed, "one": window + closed, "all": 2 * closed, "it": closed}
+    (tmp_path / "a.fa").write_text("".join(f">{name}\n{c}\n" for name, c in contigs.items()))
+    vnp.predict(tmp_path / "a.fa", output=tmp_path / "out")
+    said, run = {}, "longest run of codons"
+    for name in contigs:
+        tab("Page.navigate", url="about:blank")
+        tab.open(tmp_path / "out/report.html", f"#contig/a/{name}")
+        tab.until("document.getElementById('contig').dataset.shown !== undefined")
+        said[name] = tab.run("document.querySelector('.says + p').textContent")
+    assert said == {
+        "most": f"1 of the windows has a stop-free frame; the other 2 were read by their {run}.",
+        "one": f"1 of the windows has a stop-free frame; the other was read by its {run}.",
+        "all": f"None of its windows has a stop-free frame; they were read by their {run}.",
+        "it": f"Its window has no stop-free frame; it was read by its {run}.",
+    }
 
 
 def test_on_paper_the_table_has_its_first_hundred_and_an_open_contig_is_alone(

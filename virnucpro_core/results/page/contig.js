@@ -88,9 +88,11 @@ function sentences(contigs, row, windows) {
     const framed = windows?.filter(one => one.frames.some(frame => FRAME_LANES.includes(frame.frame))).length;
     const unframed = windows?.length - framed;
     if (unframed) {
-        const some = `${number(framed)} of the windows ${framed === 1 ? "has" : "have"} a stop-free frame; `;
-        const rest = framed ? `${some}each other one` : "No window has a stop-free frame; each";
-        said.push(`${rest} was read by its longest run of codons.`);
+        const one = unframed === 1;
+        const which = framed
+            ? `${number(framed)} of the windows ${framed === 1 ? "has" : "have"} a stop-free frame; the other${one ? "" : ` ${number(unframed)}`}`
+            : `${one ? "Its window has no" : "None of its windows has a"} stop-free frame; ${one ? "it" : "they"}`;
+        said.push(`${which} ${one ? "was read by its" : "were read by their"} longest run of codons.`);
     }
     return said;
 }

@@ -76,6 +76,8 @@ def test_accessible_names_are_there(tmp_path: Path) -> None:
     page = report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
     ids = [a["id"] for _, a in page.attributes if "id" in a]
     assert len(ids) == len(set(ids))
+    hrefs = [a["href"] or "" for tag, a in page.attributes if tag == "a"]
+    assert {href[1:] for href in hrefs if href.startswith("#")} <= set(ids)
     for tag, attributes in page.attributes:
         if attributes.get("role") == "img" or tag == "svg":
             named = attributes.get("aria-label") or attributes.get("aria-labelledby")

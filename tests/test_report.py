@@ -220,7 +220,13 @@ def test_a_run_of_several_samples_shows_what_a_user_ran_and_the_time_of_all(tmp_
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        *((0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (3599.4, "59 min 59 s")),
+        *(
+            (0.04, "<0.1 s"),
+            (0.05, "0.1 s"),
+            (59.94, "59.9 s"),
+            (59.96, "1 min 0 s"),
+            (3599.4, "59 min 59 s"),
+        ),
         *((3599.6, "1 h 0 min"), (3629, "1 h 0 min"), (3600 * 4321, "4,321 h 0 min")),
     ],
 )

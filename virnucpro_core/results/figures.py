@@ -167,7 +167,7 @@ def _count(count: int) -> str:
 def duration(seconds: float) -> str:
     """In the unit that a reader would take, and the next one."""
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"

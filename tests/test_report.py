@@ -129,7 +129,10 @@ def test_sample_that_was_left_out_stands_there_with_its_reason(tmp_path: Path) -
     assert "Left out: broken (a&lt;b.fa, line 2: " in table["description"]
     assert [*table["data"]] == ["A"]
     alone = report([refused], tmp_path / "alone.html")
-    assert "1 of 1 samples was left out" in alone.words
+    assert "1 of 1 sample was left out" in alone.words
+    assert "0 reading frames scored 1 of 1" in alone.words, "no model is named where none worked"
+    assert "No contig has a score." in alone.words
+    assert "No sample has results." in alone.words
 
 
 def test_results_of_earlier_runs_are_named_and_not_counted(tmp_path: Path) -> None:

@@ -189,6 +189,10 @@ def test_page_of_nothing_opens(tab: Browser, rows: list[Row], tmp_path: Path) ->
     assert tab.said == []
 
 
+def test_a_sample_that_is_cut_short_in_the_table_is_told_whole(page: Browser) -> None:
+    assert page.run("document.querySelector('td.c-sample').title") == "B/<b>%"
+
+
 def test_left_out_sample_stands_among_the_samples(page: Browser) -> None:
     rows = page.run(
         "[...document.querySelectorAll('#samples + div tbody tr')].map(row => row.innerText)"

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, contents, viral
 
 from virnucpro_core.embedding.merge import merge
+from virnucpro_core.embedding.shards import seal
 from virnucpro_core.errors import InputError
 from virnucpro_core.results import classify as stage
 from virnucpro_core.results.calls import WindowCalls
@@ -39,6 +41,25 @@ def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
         ("virus", None),
     ]
     assert len(sample.frames) > 3
+
+
+def test_summary_says_what_was_split_and_how_long_the_stages_before_took_in_all(
+    sample: Sample,
+) -> None:
+    on = {"device": "CPU", "precision": "fp32", "peak_bytes": 1}
+    for shard in sample.shards:
+        with h5py.File(shard) as file:
+            sums = file["checksum"][()]
+        seal(shard, sums, [{**on, "seconds": 40.0}])
+    sample.classify()
+    summary = json.loads((sample.folder / "out/summary.json").read_text())
+    (ran,) = summary["ran"]
+    assert [*ran["seconds"]] == ["translate", "embed", "merge", "classify"]
+    assert ran["seconds"]["embed"] == 40 * len(sample.shards) > 100
+    (used,) = summary["embedded_on"]
+    assert [one["name"] for one in summary["fasta"]] == ["in.fa"]
+    assert {one["name"] for one in summary["input"]} <= {path.name for path in sample.frames}
+    assert (used["tasks"], used["seconds"]) == (len(sample.shards), ran["seconds"]["embed"])
 
 
 def test_contigs_tsv_says_what_the_table_says(sample: Sample) -> None:

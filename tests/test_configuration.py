@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ def test_what_config_show_prints_is_a_configuration(ask: Ask, file: Path, tmp_pa
         ("model: a\nmodel: b", "line 2: model is given twice; leave one out."),
         ("calls.preset: a\ncalls: {preset: b}", "line 2: calls.preset is given twice"),
         ("calls: &a {x: *a}", "line 1: calls.x is no setting"),
+        ("embeding:\n  gpus: 1", "2: embeding.gpus is no setting; did you mean embedding.gpus?"),
+        ("? [a]\n: 2", "line 1: a list or map is no key; give embedding.precision: bf16"),
+        ("a: &a {b: *a}", "line 1: a.b is no setting"),
         ("a: [", "line 1: is no YAML (expected the node content, but found '<stream end>')"),
         ("model", "run.yaml: holds no settings; give lines such as embedding.precision: bf16"),
     ],
@@ -121,6 +125,14 @@ def test_a_file_that_does_not_fit_is_refused_with_its_line(
         assert len(err.splitlines()) == 1
 
 
+def test_a_group_without_lines_sets_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("calls:\n  # preset: sensitive\nmodel: own\n")
+    code, out, _ = run("config", "show", "--config", tmp_path / "run.yaml")
+    assert code == 0
+    assert re.search(r"^model: own +# .*run\.yaml, line 3$", out, re.MULTILINE)
+    assert re.search(r"^calls\.preset: null +# default", out, re.MULTILINE)
+
+
 def test_a_setting_that_does_not_fit_is_refused_wherever_it_is(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +146,7 @@ def test_a_setting_that_does_not_fit_is_refused_wherever_it_is(
     )
     assert "--set: calls.preset: x: 'x' is not one of" in refused("--set", "calls.preset=x")
     assert "--set calls.preset: give KEY=VALUE" in refused("--set", "calls.preset")
+    assert "--set =3: give KEY=VALUE" in refused("--set", "=3")
     assert "none.yaml: no such file" in refused("--config", tmp_path / "none.yaml")
     assert "cannot be read (Is a directory)" in refused("--config", tmp_path)
     monkeypatch.setenv("VIRNUCPRO_CALLS_PRESET", "x")

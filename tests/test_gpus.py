@@ -57,6 +57,19 @@ def test_limit_that_a_driver_does_not_know_refuses_no_page(page: Any) -> None:
     assert "1,000 W</text>" in page({**RECORD, "limit_w": 0})
 
 
+@pytest.mark.parametrize(("samples", "opened"), [(3, " open"), (4, "")])
+def test_charts_of_many_samples_are_folded(samples: int, opened: str, tmp_path: Path) -> None:
+    on = {"device": "H100", "precision": "fp16", "peak_bytes": 1, "gpus": [RECORD]}
+    outs = [
+        classified(tmp_path / name, [("c", 500, "virus", 0.9)], name, embedded_on=[on])
+        for name in "abcd"[:samples]
+    ]
+    write_report(outs, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert f"<details{opened}><summary>GPUs at work</summary>" in page
+    assert page.count('<figure class="gpu">') == samples
+
+
 def test_run_without_gpus_has_no_chart_of_them(page: Any) -> None:
     assert "GPUs at work" not in page()
 

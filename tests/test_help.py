@@ -181,6 +181,17 @@ def test_verbose_and_quiet_say_more_and_less(
     assert {line.partition(": ")[2] for line in err.splitlines()} == said
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [("predict", "[OPTIONS] <FASTA>..."), ("compare", "[OPTIONS] <A> <B>"), ("train", "[OPTIONS]")],
+)
+def test_usage_names_arguments_as_the_list_of_them_does(command: str, usage: str, run: Run) -> None:
+    lines = run(command, "--help")[1].splitlines()
+    assert lines[0] == f"Usage: virnucpro {command} {usage}"
+    for argument in usage.split()[1:]:
+        assert any(line.startswith(f"  {argument} ") for line in lines)
+
+
 @pytest.mark.parametrize("place", ["before", "behind"])
 @sees("", "--threads")
 def test_threads_are_those_that_libraries_compute_on(place: str, three: Path) -> None:
@@ -202,6 +213,9 @@ def test_threads_of_libraries_that_are_loaded_change_too(run: Run) -> None:
     assert run("models", "list", "--threads", 3)[0] == 0
     assert (torch.get_num_threads(), pa.cpu_count()) == (3, 3)
     assert run("models", "list", "--threads", 0)[0] == 2
+    assert run("models", "list", "--threads", 10**8)[0] == 2, (
+        "the kernel would be at that for hours"
+    )
 
 
 def test_help_of_a_terminal_s_width_is_no_wider_than_it() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pages import Page
 
 import virnucpro_core as vnp
 from virnucpro_core.models.layout import Stored, read_weights
@@ -157,6 +158,25 @@ def test_report_names_both_samples(results: Path) -> None:
     page = (results / "report" / "report.html").read_text()
     assert "phages" in page
     assert "others" in page
+
+
+def test_report_shows_what_the_user_ran_and_for_how_long(results: Path) -> None:
+    page = Page((results / "report" / "report.html").read_text())
+    assert re.search(
+        r"Command (/\S*/)?nextflow run \S+main\.nf -profile test --outdir results "
+        r"Run \w+_\w+, session [\w-]{36}, Nextflow [\d.]+",
+        page.words,
+    )
+    stages = r", ".join(
+        rf"{stage} <?\d+\.\d s" for stage in ("translate", "embed", "merge", "classify")
+    )
+    assert len(re.findall(rf"UTC {stages} ", page.words)) == 2
+    assert re.search(rf"Time {stages} \(all samples and tasks added up\)", page.words)
+    assert re.search(r"Embedded on CPU, fp32: \d+\.\d s of 4 processes, at most", page.words)
+    for name in ("phages", "others"):
+        size = (DEMO / f"{name}.fasta").stat().st_size
+        assert f"{name} Input {name}.fasta ({size:,} bytes)" in page.words
+    assert "virnucpro classify" not in page.words
 
 
 def test_report_links_lead_to_the_published_tables(results: Path) -> None:

@@ -36,6 +36,8 @@ MORE = (
 ELSEWHERE = {
     "train --recipe": "test_train.py::test_cli_train_with_an_odd_recipe_exits_2",
     "report --earlier": "test_report.py::test_results_of_earlier_runs_are_named",
+    "report --command": "test_report.py::test_a_run_of_several_samples_shows_what_a_user_ran",
+    "report --run-name": "test_report.py::test_a_run_of_several_samples_shows_what_a_user_ran",
     "models fetch --classifier": "test_fetch.py::test_fetch_published_model",
     "models fetch --models-dir": "test_fetch.py::test_fetch_published_model",
     "models fetch --dnabert-s-revision": "test_fetch.py::test_fetch_from_a_hub_that_lacks_a_part",

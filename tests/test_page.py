@@ -12,6 +12,7 @@ from browser import CHROMIUM, Browser
 from pages import ROWS, Row, classified
 from sample import OPEN, STOPS, Sample
 
+import virnucpro_core as vnp
 from virnucpro_core.results.report import write_report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
@@ -188,6 +189,10 @@ def test_page_of_nothing_opens(tab: Browser, rows: list[Row], tmp_path: Path) ->
     assert tab.said == []
 
 
+def test_a_sample_that_is_cut_short_in_the_table_is_told_whole(page: Browser) -> None:
+    assert page.run("document.querySelector('td.c-sample').title") == "B/<b>%"
+
+
 def test_left_out_sample_stands_among_the_samples(page: Browser) -> None:
     rows = page.run(
         "[...document.querySelectorAll('#samples + div tbody tr')].map(row => row.innerText)"
@@ -206,6 +211,8 @@ def test_nothing_is_wider_than_the_screen(page: Browser, width: int) -> None:
         mobile=width < 400,
     )
     assert page.run("document.documentElement.scrollWidth") <= width
+    lines = page.run("document.querySelector('#table tbody a').offsetHeight") > 24
+    assert lines == (width < 400), "a phone has two lines for a name"
     page.run("document.querySelector('#table tbody a').click()")
     page.until("document.getElementById('contig').dataset.shown !== undefined")
     assert page.run("document.getElementById('contig-body').scrollWidth") <= width
@@ -246,6 +253,25 @@ def test_the_view_of_a_contig_is_what_the_tables_say(tab: Browser, tmp_path: Pat
     assert tab.said == []
 
 
+def test_the_view_says_which_windows_were_read_by_runs(tab: Browser, tmp_path: Path) -> None:
+    window, closed = f"{OPEN * 16}{OPEN[:20]}", f"{STOPS * 16}{STOPS[:20]}"
+    contigs = {"most": window + 2 * closed, "one": window + closed, "all": 2 * closed, "it": closed}
+    (tmp_path / "a.fa").write_text("".join(f">{name}\n{c}\n" for name, c in contigs.items()))
+    vnp.predict(tmp_path / "a.fa", output=tmp_path / "out")
+    said, run = {}, "longest run of codons"
+    for name in contigs:
+        tab("Page.navigate", url="about:blank")
+        tab.open(tmp_path / "out/report.html", f"#contig/a/{name}")
+        tab.until("document.getElementById('contig').dataset.shown !== undefined")
+        said[name] = tab.run("document.querySelector('.says + p').textContent")
+    assert said == {
+        "most": f"1 of the windows has a stop-free frame; the other 2 were read by their {run}.",
+        "one": f"1 of the windows has a stop-free frame; the other was read by its {run}.",
+        "all": f"None of its windows has a stop-free frame; they were read by their {run}.",
+        "it": f"Its window has no stop-free frame; it was read by its {run}.",
+    }
+
+
 def test_on_paper_the_table_has_its_first_hundred_and_an_open_contig_is_alone(
     page: Browser,
 ) -> None:
@@ -254,6 +280,8 @@ def test_on_paper_the_table_has_its_first_hundred_and_an_open_contig_is_alone(
     assert page.run("document.querySelectorAll('#paper tr').length") == 100
     assert page.run("document.getElementById('paper').checkVisibility()")
     assert not page.run("document.getElementById('tools').checkVisibility()")
+    wide = page.run("['name', 'length'].map(c => document.querySelector('.c-' + c).offsetWidth)")
+    assert wide[0] > 2 * wide[1], "a name has the room that numbers leave"
     assert "first 100 of these 3,001" in page.run("document.getElementById('printed').textContent")
     page("Emulation.setEmulatedMedia", media="")
     page.run("dispatchEvent(new Event('afterprint'))")

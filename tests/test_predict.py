@@ -94,7 +94,7 @@ def test_predict_with_another_fraction_calls_again_as_a_run_from_the_beginning_w
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, fresh)]
     for about in summaries:
         about |= {"embedded_on": None, "ran": [[*one["seconds"]] for one in about["ran"]]}
-    embedding = ["translate", "embed", "classify"]
+    embedding = ["translate", "embed", "merge", "classify"]
     assert [about.pop("ran") for about in summaries] == [[embedding, ["call"]], [embedding]]
     assert summaries[0] == summaries[1]
 

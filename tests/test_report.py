@@ -17,7 +17,7 @@ from pages import ROWS, Page, Row, classified, report
 from test_cli import virnucpro
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.results.figures import ScoreGrid
+from virnucpro_core.results.figures import ScoreGrid, duration
 from virnucpro_core.results.report import PAGE, SCRIPTS, write_report
 from virnucpro_core.schema import CONTIGS
 
@@ -76,6 +76,8 @@ def test_accessible_names_are_there(tmp_path: Path) -> None:
     page = report([classified(tmp_path / "a", ROWS)], tmp_path / "report.html")
     ids = [a["id"] for _, a in page.attributes if "id" in a]
     assert len(ids) == len(set(ids))
+    hrefs = [a["href"] or "" for tag, a in page.attributes if tag == "a"]
+    assert {href[1:] for href in hrefs if href.startswith("#")} <= set(ids)
     for tag, attributes in page.attributes:
         if attributes.get("role") == "img" or tag == "svg":
             named = attributes.get("aria-label") or attributes.get("aria-labelledby")
@@ -99,15 +101,18 @@ def test_several_samples_are_told_apart(tmp_path: Path) -> None:
     assert "fp32" in page.words
 
 
-def test_report_memory_of_several_samples_is_the_most_of_them(tmp_path: Path) -> None:
-    on = {"device": "CPU", "precision": "fp32", "tasks": 1}
+def test_report_memory_of_samples_is_the_most_and_time_the_sum_of_theirs(tmp_path: Path) -> None:
+    on = {"device": "CPU", "precision": "fp32", "seconds": 61.4}
     folders = [
-        classified(tmp_path / name, ROWS, name, embedded_on=[{**on, "peak_bytes": gib << 30}])
-        for name, gib in (("one", 2), ("two", 3))
+        classified(
+            *(tmp_path / name, ROWS, name),
+            embedded_on=[{**on, "peak_bytes": gib << 30, "tasks": tasks}],
+        )
+        for name, gib, tasks in (("one", 2, 1), ("two", 3, 2))
     ]
     write_report(folders, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert "<dd>CPU, fp32, at most 3.0 GiB</dd>" in page
+    assert "<dd>CPU, fp32: 2 min 3 s of 3 processes, at most 3.0 GiB of memory</dd>" in page
 
 
 def test_sample_that_was_left_out_stands_there_with_its_reason(tmp_path: Path) -> None:
@@ -124,7 +129,10 @@ def test_sample_that_was_left_out_stands_there_with_its_reason(tmp_path: Path) -
     assert "Left out: broken (a&lt;b.fa, line 2: " in table["description"]
     assert [*table["data"]] == ["A"]
     alone = report([refused], tmp_path / "alone.html")
-    assert "1 of 1 samples was left out" in alone.words
+    assert "1 of 1 sample was left out" in alone.words
+    assert "0 reading frames scored 1 of 1" in alone.words, "no model is named where none worked"
+    assert "No contig has a score." in alone.words
+    assert "No sample has results." in alone.words
 
 
 def test_results_of_earlier_runs_are_named_and_not_counted(tmp_path: Path) -> None:
@@ -192,8 +200,41 @@ def test_what_ran_is_on_the_page(tmp_path: Path) -> None:
     assert "2026-01-02 03:04 UTC virnucpro predict 'a b.fa' -o <out> embed 12.3 s" in page.words
     assert "python 3.12.1, cuda 12.8" in page.words
     assert "Called with mini" in page.words
+    assert "Time embed" not in page.words
     own = report([classified(tmp_path / "b", ROWS, model="own")], tmp_path / "r.html")
     assert "Called with mini" not in own.words
+
+
+def test_a_run_of_several_samples_shows_what_a_user_ran_and_the_time_of_all(tmp_path: Path) -> None:
+    ran = {"command": "virnucpro classify x", "date": "2026-01-02T03:04:05Z", "versions": {}}
+    outs = [
+        classified(tmp_path / name, ROWS, name, ran=[{**ran, "seconds": {"embed": spent}}])
+        for name, spent in (("a", 60.0), ("b", 3 * 3600.0))
+    ]
+    words = ["--command", "nextflow run main.nf --input '<a b>'", "--run-name", "mad_<b>volta"]
+    virnucpro("report", *outs, *words, "-o", tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    assert "Command nextflow run main.nf --input '<a b>' Run mad_<b>volta" in page.words
+    assert "Time embed 3 h 1 min (all samples" in page.words
+    assert "2026-01-02 03:04 UTC embed 1 min 0 s" in page.words
+    assert "virnucpro classify" not in page.words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        *(
+            (0.04, "<0.1 s"),
+            (0.05, "0.1 s"),
+            (59.94, "59.9 s"),
+            (59.96, "1 min 0 s"),
+            (3599.4, "59 min 59 s"),
+        ),
+        *((3599.6, "1 h 0 min"), (3629, "1 h 0 min"), (3600 * 4321, "4,321 h 0 min")),
+    ],
+)
+def test_durations_are_told_in_two_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_folders_that_are_not_classified_are_refused(tmp_path: Path) -> None:

@@ -141,6 +141,7 @@ def predict(
                 )
                 clock.end("embed")
                 merge([shard], [frames], embeddings)
+                clock.end("merge")
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
                     given=given,

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ _SAID = {
     "genetic_code": r"auto|[1-9]\d?",
     "read_with": r'\{("[1-9]\d?": \d{1,12}(, )?)*\}',
     "digest": r"[0-9a-f]{64}",
+    "seconds": r"(\d{1,9}\.\d{3})?",
 }
 """What the footer of a frame table says, and how that looks."""
 BATCH_ROWS = 65_536
 _SUMS = "virnucpro.crc32"
+CUT_FROM = "virnucpro.cut_from"
+"""Key in the footer of an inventory: JSON of the files that `split` read, as `inputs.identify`."""
 
 
 def text_of(column: pa.Array) -> tuple[NDArray[np.int32], memoryview]:
@@ -97,6 +100,7 @@ class FrameMeta:
 
     genetic_code: as translate was told, a number or `auto`. read_with: the number of contigs by
     the code that they were read with. runs: whether windows without a frame have their longest run.
+    seconds: how long translate took, 0 where it does not say.
     """
 
     window: int
@@ -105,6 +109,7 @@ class FrameMeta:
     read_with: dict[str, int]
     digest: str
     rows: int
+    seconds: float = field(compare=False)
 
 
 _UNREADABLE = (
@@ -127,13 +132,13 @@ def _open(path: Path, schema: pa.Schema, what: str) -> pq.ParquetFile:
         raise InputError(
             f"{path}: not a complete Parquet file ({first_line(error)}); give {what}."
         ) from None
-    for field in schema:
-        if found.names.count(field.name) != 1:
-            raise InputError(f"{path}: has no column {field.name!r}; give {what}.")
-        kind = found.field(field.name).type
-        if (kind.value_type if pa.types.is_dictionary(kind) else kind) != field.type:
+    for column in schema:
+        if found.names.count(column.name) != 1:
+            raise InputError(f"{path}: has no column {column.name!r}; give {what}.")
+        kind = found.field(column.name).type
+        if (kind.value_type if pa.types.is_dictionary(kind) else kind) != column.type:
             raise InputError(
-                f"{path}: its column {field.name!r} is {kind}, not {field.type}; give {what}."
+                f"{path}: its column {column.name!r} is {kind}, not {column.type}; give {what}."
             )
     return table
 
@@ -188,6 +193,7 @@ def frame_meta(path: Path) -> FrameMeta:
         json.loads(found["read_with"]),
         found["digest"],
         table.metadata.num_rows,
+        float(found["seconds"] or 0),
     )
 
 
@@ -228,6 +234,18 @@ def contigs_in(path: Path) -> int:
     """How many contigs an inventory has; InputError when the file is none."""
     rows: int = _open_inventory(path).metadata.num_rows
     return rows
+
+
+def cut_from(path: Path) -> Any:
+    """What an inventory says of the files that `split` read; None where it says nothing.
+
+    Raises InputError when the file is none.
+    """
+    said = (_open_inventory(path).metadata.metadata or {}).get(CUT_FROM.encode(), b"null")
+    try:
+        return json.loads(said)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _open_inventory(path: Path) -> pq.ParquetFile:

@@ -30,6 +30,11 @@ REFRESH = 0.25
 """Seconds between two states of a bar."""
 
 
+def counted(number: int, one: str) -> str:
+    """As in "1 shard" and "12 shards"."""
+    return f"{number} {one}{'s' * (number != 1)}"
+
+
 class Row(NamedTuple):
     """How far a stage is. label: the worker's, where there are several.
 

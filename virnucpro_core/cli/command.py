@@ -28,7 +28,9 @@ _everywhere, _setting = map(option_in, (_EVERYWHERE, "Settings"))
 def _shared(
     threads: Annotated[
         int | None,
-        option_in(RUNNING)("Threads of this process on the CPU.", min=1, show_default="one a core"),
+        option_in(RUNNING)(
+            "Threads of this process on the CPU.", min=1, max=1024, show_default="one a core"
+        ),
     ] = None,
     config: Annotated[Path | None, _setting("A YAML file of them; see docs/usage.md.")] = None,
     set_: Annotated[
@@ -162,6 +164,11 @@ class Command(_Help, TyperCommand):
         self.configured = self.rich_help_panel in (RUN, STAGES)
         lacking = () if self.configured else ("config", "set_")
         self.params += [one for one in SHARED if one.name not in lacking]
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
+        names = [(one.required, _row(one)[0]) for one in arguments]
+        return ["[OPTIONS]", *(name if required else f"[{name}]" for required, name in names)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take what the command line lacks from the configuration, as defaults."""

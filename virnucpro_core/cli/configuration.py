@@ -86,12 +86,18 @@ def _of_file(path: Path, known: dict[str, Any]) -> Iterator[tuple[str, Setting]]
 
     def entries(node: yaml.MappingNode, group: str) -> Iterator[tuple[str, Setting]]:
         for name, value in node.value:
-            key = f"{group}{name.value}"
             where = f"{path}, line {name.start_mark.line + 1}"
+            if not isinstance(name, yaml.ScalarNode):
+                raise InputError(
+                    f"{where}: a list or map is no key; give embedding.precision: bf16"
+                )
+            key = f"{group}{name.value}"
+            empty = value.tag.endswith(":null")
+            if empty and f"{key}." in GROUPS.values():  # all of it is commented out
+                continue
             if isinstance(value, yaml.ScalarNode):
-                empty = value.tag.endswith(":null")
                 yield key, Setting("" if empty else value.value, where)
-            elif isinstance(value, yaml.MappingNode) and f"{key}." in GROUPS.values():
+            elif isinstance(value, yaml.MappingNode) and not group and key not in known:
                 yield from entries(value, f"{key}.")
             elif key in known:
                 raise InputError(f"{where}: {key} takes one value; give it as {key}: VALUE.")
@@ -129,7 +135,7 @@ def _of_environment(known: dict[str, Any]) -> Iterator[tuple[str, Setting]]:
 def _of_options(given: Iterable[str]) -> Iterator[tuple[str, Setting]]:
     for one in given:
         key, equals, text = one.partition("=")
-        if not equals:
+        if not equals or not key.strip():
             raise InputError(f"--set {one}: give KEY=VALUE, as in embedding.precision=bf16.")
         yield key.strip(), Setting(text.strip(), "--set")
 

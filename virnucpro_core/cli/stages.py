@@ -68,6 +68,7 @@ def predict(
 ) -> None:
     """Call the contigs of FASTA files, all stages at once; run again after a kill, it goes on."""
     from virnucpro_core.one_process import predict
+    from virnucpro_core.progress import counted
 
     table = predict(
         stdin.named(fasta, output),
@@ -85,7 +86,7 @@ def predict(
     )
     calls = table["call"].to_pylist()
     counts = ", ".join(f"{calls.count(c)} {c}" for c in ("virus", "other", "no_call"))
-    typer.echo(f"{len(calls)} contigs: {counts}; see {output / 'report.html'}")
+    typer.echo(f"{counted(len(calls), 'contig')}: {counts}; see {output / 'report.html'}")
     if model == "mini":
         typer.echo(
             "mini is the small model that comes along; docs/mini.md says what to expect of it"
@@ -268,8 +269,12 @@ def report(
         list[str] | None,
         typer.Option(help="A folder of earlier results beside the page; may be repeated."),
     ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="What was run, where it made all of these folders.")
+    ] = None,
+    run_name: Annotated[str | None, typer.Option(help="What that run is called.")] = None,
 ) -> None:
     """Write one self-contained page for all samples of a run."""
     from virnucpro_core.results.report import write_report
 
-    write_report(results, output, earlier=earlier or ())
+    write_report(results, output, earlier=earlier or (), command=command, run_name=run_name)

@@ -108,8 +108,12 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
                 progress.advance(int(lengths[rows].sum()), monitor.now)
 
             run_schedule(encoder, schedule, job, rank, stages, stop, tell)
-    logger.info("%s: %s", device, stages)
-    record = {**used(device, job.precision), "gpus": monitor.seen}
+    logger.debug("%s: %s", device, stages)
+    record = {
+        **used(device, job.precision),
+        "seconds": round(stages.whole, 3),
+        "gpus": monitor.seen,
+    }
     write_json(job.folder / f"used{rank}.json", record)
 
 
@@ -143,7 +147,7 @@ def run_schedule(
     ):
         for number, (rows, embedding) in enumerate(encoder.embed(work, stages)):
             if number == 0:
-                logger.info("first batch %.1f s after the start: %s", process_seconds(), stages)
+                logger.debug("first batch %.1f s after the start: %s", process_seconds(), stages)
             writer.add(rows, embedding)
             tell(rows)
             if stop.is_set():

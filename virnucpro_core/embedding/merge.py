@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile, lay_out_rows, seal, w
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import frame_batches, frame_meta, one_genetic_code
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 
 logger = logging.getLogger("virnucpro.merge")
 
@@ -89,13 +90,21 @@ def _relative(source: Path, folder: Path) -> str:
 
 
 def _write_merged(
-    path: Path, shards: Sequence[EmbeddingFile], frames: Sequence[Path], copy: bool
+    path: Path,
+    shards: Sequence[EmbeddingFile],
+    frames: Sequence[Path],
+    copy: bool,
+    seconds: float,
 ) -> None:
-    """Join shards, in order, into one file: virtual datasets over them, or a copy."""
+    """Join shards, in order, into one file: virtual datasets over them, or a copy.
+
+    seconds: what it took to check them.
+    """
     rows, dim, origin = sum(shard.rows for shard in shards), shards[0].dim, shards[0].origin
     names = [_relative(shard.path, path.parent) for shard in shards]
 
     def describe(file: h5py.File) -> None:
+        file.attrs["merge_seconds"] = seconds
         table = file.create_group("sources")
         table["path"] = np.array([name.encode() for name in names])
         table["rows"] = np.array([shard.rows for shard in shards], np.int64)
@@ -144,11 +153,12 @@ def merge(
     foreign, truncated, not finite, made with another model, or in the place of the output.
     """
     keep_apart(output, [*shards, *frames])
+    began = time.perf_counter()
     paired = _pair(shards, frames)
     rows: int = sum(shard.rows for shard in paired)
     with Progress("merge", rows, "embeddings") as progress:
         for shard, table in zip(paired, frames, strict=True):
             _check_shard(shard, table, paired[0], progress)
-        _write_merged(output, paired, frames, copy)
-    logger.info("%d embeddings of %d shards", rows, len(paired))
+        _write_merged(output, paired, frames, copy, time.perf_counter() - began)
+    logger.info("%d embeddings of %s", rows, counted(len(paired), "shard"))
     return rows

@@ -26,7 +26,7 @@ from virnucpro_core.version import __version__
 SHARD_FORMAT = "2"
 
 Used = dict[str, Any]
-"""Device, precision and peak of memory of a process that embedded; what its GPU did, if known."""
+"""Device, precision, peak of memory and seconds of a process that embedded; what its GPU did."""
 
 CHUNK_ROWS = 4096
 """Ids in one HDF5 chunk, and embeddings read at a time."""
@@ -169,13 +169,14 @@ def _fitting(used: list[Used], room: int) -> bytes:
 
 
 def _together(used: Iterable[Used]) -> list[Used]:
-    """Each device and precision once, with its peak of memory, its number of tasks and its GPUs."""
+    """Each device and precision once: its peak of memory, number of tasks, seconds of all, GPUs."""
     known: dict[tuple[str, str], Used] = {}
     gpus: dict[tuple[str, str], list[Record]] = {}
     for one in used:
         key = one["device"], one["precision"]
-        same = known.setdefault(key, {**one, "tasks": 0})
+        same = known.setdefault(key, {**one, "tasks": 0, "seconds": 0.0})
         same["tasks"] += one.get("tasks", 1)
+        same["seconds"] = round(same["seconds"] + one.get("seconds", 0.0), 3)
         same["peak_bytes"] = max(same["peak_bytes"], one["peak_bytes"])
         gpus.setdefault(key, []).extend(one.get("gpus", ()))
     return [{**one, "gpus": joined(gpus[key])} for key, one in known.items()]
@@ -213,7 +214,8 @@ class EmbeddingFile:
     """A shard, or the merged embeddings of a sample, read source by source.
 
     Reading does not go through the virtual dataset, which gives its fill value in silence where a
-    source is missing. rows, dim, id_type, origin and sources say what the file holds.
+    source is missing. rows, dim, id_type, origin and sources say what the file holds,
+    merge_seconds how long it took to check and join them.
 
     Raises InputError when the file or one of its sources is missing, truncated or another.
     """
@@ -224,6 +226,7 @@ class EmbeddingFile:
             self.origin = Origin.read(file)
             self.rows, self.dim = file["embedding"].shape
             self.id_type = file["frame_id"].dtype
+            self.merge_seconds = float(file.attrs.get("merge_seconds", 0))
             if any(file[name].shape != (self.rows,) for name in ("frame_id", "checksum")):
                 raise ValueError("its parts are not of one length")
             if "sources" in file:

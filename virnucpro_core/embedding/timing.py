@@ -51,12 +51,16 @@ class Stages:
         finally:
             self._step(stage, -1)
 
+    @property
+    def whole(self) -> float:
+        """Seconds of the run, as far as its last stage."""
+        return self._last - self._begun
+
     def __str__(self) -> str:
-        whole = self._last - self._begun
         said = []
         for stage, spent in self.seconds.items():
             threads = self._threads[stage]
             beside = f" ({threads:.1f} s of threads side by side)" if threads > 1.1 * spent else ""
             said.append(f"{stage} {spent:.1f} s{beside}")
-        rest = max(0.0, whole - sum(self.seconds.values()))
-        return f"{whole:.1f} s: {', '.join(said)}, none of these {rest:.1f} s"
+        rest = max(0.0, self.whole - sum(self.seconds.values()))
+        return f"{self.whole:.1f} s: {', '.join(said)}, none of these {rest:.1f} s"

@@ -25,12 +25,13 @@ from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import (
     FrameMeta,
     contigs_in,
+    cut_from,
     frame_batches,
     frame_meta,
     inventory_batches,
     one_genetic_code,
 )
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 from virnucpro_core.results.calls import (
     CALLS,
     REASONS,
@@ -184,8 +185,11 @@ def _score(
 
 def score(
     embeddings: Path, frames: Sequence[Path], contigs: Path, model: Model
-) -> tuple[Scores, Input]:
-    """Score every frame by its embedding, in the inventory's order; also whose frames they are.
+) -> tuple[Scores, Input, dict[str, float]]:
+    """Score every frame by its embedding, in the inventory's order.
+
+    Also tells whose frames they are, and how many seconds the stages before took, of each those of
+    all its tasks, as the files say.
 
     Raises InputError when the parts do not belong together or an embedding is not finite,
     ModelError when the classifier does not load or takes embeddings of another width.
@@ -210,8 +214,15 @@ def score(
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
+    used = source.used()
+    seconds = {
+        "translate": sum(meta.seconds for _, meta in metas),
+        "embed": sum(float(one["seconds"]) for one in used),
+        "merge": source.merge_seconds,
+    }
     batches = _score(tables, classifier, model)
-    return Scores(batches, made, list(source.used()), read_with, []), given
+    known = {stage: spent for stage, spent in seconds.items() if spent}
+    return Scores(batches, made, used, read_with, []), given, known
 
 
 def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
@@ -260,17 +271,18 @@ def classify(
     """Score every frame, call every contig of the inventory, and write the result files to `out`.
 
     given: what to record as the input in place of the frame tables. Results of another input in
-    `out` are replaced only if force is set. seconds: of the stages before, if known.
+    `out` are replaced only if force is set. seconds: of the stages before, in place of what the
+    files say of them.
 
     Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
     results of another input and for criteria that the model cannot be called by.
     """
     criteria = criteria_for(model.rule, model.name, **asked)
     keep_apart(out / "frames.parquet", frames)
-    scores, tables = score(embeddings, frames, contigs, model)
+    scores, tables, spent = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
     parts = (scores, contigs, out, given or tables)
-    return call(*parts, criteria, rule=model.rule, sample=sample, seconds=seconds)
+    return call(*parts, criteria, rule=model.rule, sample=sample, seconds=seconds or spent)
 
 
 def call(
@@ -333,6 +345,7 @@ def call(
                 "format": 2,
                 "sample": sample or out.resolve().name,
                 "input": given,
+                "fasta": cut_from(contigs),
                 "criteria": criteria.record(),
                 "prevalence": about._asdict(),
                 "contig_rule": rule and rule.record(),
@@ -345,5 +358,6 @@ def call(
             }
         )
     numbers = summary["contigs"]
-    logger.info("%d contigs: %d virus, %d other, %d no_call", *map(numbers.get, ("total", *CALLS)))
+    said = ", ".join(f"{numbers[call]} {call}" for call in CALLS)
+    logger.info("%s: %s", counted(numbers["total"], "contig"), said)
     return table

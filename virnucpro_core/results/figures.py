@@ -164,9 +164,20 @@ def _count(count: int) -> str:
     return f"{count / 1e6:g} M" if count >= 1e6 else f"{count / 1e3:g} k"
 
 
+def duration(seconds: float) -> str:
+    """In the unit that a reader would take, and the next one."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "<0.1 s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"
+
+
 def bases(count: int) -> str:
     """A number of bases in three figures, with its unit."""
     for size, unit in ((10**9, "Gb"), (10**6, "Mb"), (10**3, "kb")):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count} b"
+    return f"{count} bp"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from markupsafe import Markup
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import write_json, written_aside
+from virnucpro_core.progress import counted
 from virnucpro_core.results import multiqc
 from virnucpro_core.results.calls import CALLS, LABELS
-from virnucpro_core.results.figures import ScoreGrid, bases
+from virnucpro_core.results.figures import ScoreGrid, bases, duration
 from virnucpro_core.results.pagedata import Best, page_data
 from virnucpro_core.results.summaries import COUNTS, LeftOut, Sample, made_by, read_sample
 from virnucpro_core.results.tables import contig_batches
@@ -70,6 +72,8 @@ def _render(
     best: Best,
     scores: ScoreGrid,
     earlier: Sequence[str],
+    command: str | None,
+    run_name: str | None,
 ) -> str:
     samples = [one for one in in_order if isinstance(one, Sample)]
     summaries = [sample.summary for sample in samples]
@@ -77,6 +81,10 @@ def _render(
         part: {key: sum(summary[part][key] for summary in summaries) for key in keys}
         for part, keys in COUNTS.items()
     }
+    seconds: Counter[str] = Counter()
+    for summary in summaries:
+        for one in summary["ran"]:
+            seconds.update(one["seconds"])
     data = page_data(best.table(), [sample.out for sample in samples])
     script = Markup("\n").join(_source(name) for name in SCRIPTS)
     environment = jinja2.Environment(
@@ -86,7 +94,7 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"bases": bases, "url": quote}
+    environment.filters |= {"bases": bases, "duration": duration, "url": quote}
     return environment.get_template("page.html.j2").render(
         title=title,
         version=__version__,
@@ -97,6 +105,9 @@ def _render(
         left_out=[one for one in in_order if isinstance(one, LeftOut)],
         in_order=in_order,
         earlier=earlier,
+        command=command,
+        run_name=run_name,
+        seconds=seconds,
         paths={s.name: os.path.relpath(s.out / "contigs.tsv", path.parent) for s in samples},
         total=total,
         ways=made_by(samples),
@@ -122,16 +133,19 @@ def write_report(
     *,
     title: str = "VirNucPro report",
     earlier: Sequence[str] = (),
+    command: str | None = None,
+    run_name: str | None = None,
 ) -> None:
     """Write the page for the samples whose `classify` folders are given, in that order.
 
     A folder with a `refused.txt` instead is that of a sample which was left out: the page names it,
     with its reason. earlier: folders of results beside the page, of which it names those that are
-    of no sample here. Of each folder summary.json and contigs.tsv are read; frames.parquet and
-    regions.tsv too, where they are, for the views of contigs. All tables are read as a stream, and
-    memory is bound by `pagedata.LISTED` and `VIEWED`. Writes `path`, and beside it content for
-    MultiQC (`multiqc.content`); the same input gives the same bytes. Raises InputError when a
-    folder lacks a file or two samples have one name.
+    of no sample here. command, run_name: what the user ran, and what that run is called, where the
+    samples' own commands are parts of it. Of each folder summary.json and contigs.tsv are read;
+    frames.parquet and regions.tsv too, where they are, for the views of contigs. All tables are
+    read as a stream, and memory is bound by `pagedata.LISTED` and `VIEWED`. Writes `path`, and
+    beside it content for MultiQC (`multiqc.content`); the same input gives the same bytes. Raises
+    InputError when a folder lacks a file or two samples have one name.
     """
     if not outs:
         raise InputError("no folder to report on; give those that `virnucpro classify` wrote.")
@@ -150,11 +164,11 @@ def write_report(
         scores.counts += own.counts
         by_sample[sample.name] = own.by_score()
     others = [name for name in earlier if name not in by_sample]
-    page = _render(title, path, in_order, best, scores, others)
+    page = _render(title, path, in_order, best, scores, others, command, run_name)
     with written_aside(path) as aside:
         aside.write_text(page, encoding="utf-8")
     left_out = {one.name: one.reason for one in in_order if isinstance(one, LeftOut)}
     summaries = [sample.summary for sample in samples]
     for name, said in multiqc.content(summaries, left_out, by_sample, __version__).items():
         write_json(path.parent / name, said)
-    logger.info("%d samples in %s, %d left out", len(samples), path, len(left_out))
+    logger.info("%s in %s, %d left out", counted(len(samples), "sample"), path, len(left_out))

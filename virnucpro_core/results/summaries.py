@@ -12,6 +12,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
 from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.criteria import Criteria
+from virnucpro_core.results.figures import duration
 from virnucpro_core.results.gpus import read_gpus
 from virnucpro_core.results.ran import read_ran
 
@@ -52,6 +53,23 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class Embedded(NamedTuple):
+    """What embedded frames: a device and precision, its peak of memory, seconds of its processes.
+
+    As text, what the page says of it.
+    """
+
+    on: str
+    peak: int
+    seconds: float
+    processes: int
+
+    def __str__(self) -> str:
+        of = f" of {self.processes:,} processes" if self.processes > 1 else ""
+        time = f"{duration(self.seconds)}{of}, " if self.seconds else ""
+        return f"{self.on}: {time}at most {self.peak / 2**30:.1f} GiB of memory"
+
+
 def _share(share: float | None, source: str | None, contigs: int) -> str | None:
     """What a sample's probabilities are for; None where the model has no calibration."""
     why = {
@@ -77,7 +95,12 @@ def _read_summary(out: Path) -> Sample:
             for gpu in read_gpus(str(one["device"]), one.get("gpus"))
         ]
         summary["embedded_on"] = [
-            (str(one["device"]), str(one["precision"]), int(one["peak_bytes"]))
+            Embedded(
+                f"{one['device']}, {one['precision']}",
+                int(one["peak_bytes"]),
+                float(one.get("seconds", 0)),
+                int(one.get("tasks", 1)),
+            )
             for one in summary.get("embedded_on", ())
         ]
         summary["said"] = str(Criteria(**summary["criteria"]))
@@ -85,7 +108,7 @@ def _read_summary(out: Path) -> Sample:
         summary["ran"] = read_ran(summary.get("ran"))
         summary["input"] = [
             (str(one["name"]), None if one.get("bytes") is None else int(one["bytes"]))
-            for one in summary.get("input", ())
+            for one in summary.get("fasta") or summary.get("input", ())
         ]
         json.dumps(summary, ensure_ascii=False, allow_nan=False).encode()  # no text can be written
     except FileNotFoundError:
@@ -125,12 +148,11 @@ def made_by(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         way["samples"].append(sample.name)
         if sample.summary["share"] is not None:
             way["shares"].append(f"{sample.name}: {sample.summary['share']}")
-        for device, precision, peak in sample.summary["embedded_on"]:
-            on = f"{device}, {precision}"
-            way["embedded_on"][on] = max(way["embedded_on"].get(on, 0), peak)
+        for on, peak, seconds, processes in sample.summary["embedded_on"]:
+            same = way["embedded_on"].get(on, Embedded(on, 0, 0.0, 0))
+            way["embedded_on"][on] = Embedded(
+                on, max(same.peak, peak), same.seconds + seconds, same.processes + processes
+            )
     for way in ways.values():
-        way["embedded_on"] = [
-            f"{on}, at most {peak / 2**30:.1f} GiB"
-            for on, peak in sorted(way["embedded_on"].items())
-        ]
+        way["embedded_on"] = [str(one) for _, one in sorted(way["embedded_on"].items())]
     return list(ways.values())

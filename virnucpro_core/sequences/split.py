@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -14,8 +15,8 @@ import pyarrow as pa
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import keep_apart, made, written_aside
 from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
-from virnucpro_core.parquet import table_writer
-from virnucpro_core.progress import Progress
+from virnucpro_core.parquet import CUT_FROM, table_writer
+from virnucpro_core.progress import Progress, counted
 from virnucpro_core.schema import INVENTORY
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import batches
@@ -87,19 +88,24 @@ def split(
             old.unlink()
         write_record(folder, given)
         try:
-            count = _cut(fasta, folder, shard_bp, inventory, pieces)
+            count = _cut(fasta, folder, shard_bp, inventory, pieces, given)
         except BaseException:
             for path in pieces:
                 path.unlink(missing_ok=True)
             if known is None:  # else the folder holds more of that work
                 (folder / RECORD).unlink(missing_ok=True)
             raise
-    logger.info("%d contigs in %d pieces", count, len(pieces))
+    logger.info("%s in %s", counted(count, "contig"), counted(len(pieces), "piece"))
     return pieces
 
 
 def _cut(
-    fasta: Sequence[Path], folder: Path, shard_bp: int, inventory: Path, pieces: list[Path]
+    fasta: Sequence[Path],
+    folder: Path,
+    shard_bp: int,
+    inventory: Path,
+    pieces: list[Path],
+    given: Input,
 ) -> int:
     """Write the inventory and the pieces, which are added to the list; return their contigs."""
     count = 0
@@ -120,5 +126,5 @@ def _cut(
                     progress.advance(sum(len(contig.sequence) for contig in batch))
                     count += len(batch)
             pieces.append(path)
-        writer.finish()
+        writer.finish({CUT_FROM: json.dumps(given)})
     return count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from virnucpro_core.files import keep_apart, written_aside
 from virnucpro_core.parquet import FRAME_FORMAT, TableWriter, table_writer
-from virnucpro_core.progress import Progress
+from virnucpro_core.progress import Progress, counted
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.codes import AUTO, choose, genetic_code
 from virnucpro_core.sequences.fasta import Contig, read_fasta
@@ -78,7 +79,7 @@ class FrameTable:
     TEXT = ("frame_id", "nucleotide", "protein")
 
     def __init__(self, writer: TableWriter, window: int, setting: str, runs: bool) -> None:
-        self._writer = writer
+        self._writer, self._began = writer, time.perf_counter()
         self._said = {
             "format": FRAME_FORMAT,
             "window": str(window),
@@ -109,8 +110,12 @@ class FrameTable:
     def finish(self) -> None:
         """Write the footer."""
         digest = hashlib.sha256(b"".join(part.digest() for part in self._parts.values()))
-        read_with = json.dumps(self.read_with)
-        said = {**self._said, "read_with": read_with, "digest": digest.hexdigest()}
+        said = {
+            **self._said,
+            "read_with": json.dumps(self.read_with),
+            "digest": digest.hexdigest(),
+            "seconds": f"{time.perf_counter() - self._began:.3f}",
+        }
         self._writer.finish({f"virnucpro.{name}": text for name, text in said.items()})
 
 
@@ -175,9 +180,9 @@ def translate(
                     if original:
                         original.write_frames(frames.filter(pc.invert(is_run(frames["frame"]))))
             progress.advance(sum(len(contig.sequence) for contig in batch))
-    count = table.read_with.total()
+    said = counted(table.read_with.total(), "contig")
     what = "stop-free frames and runs" if runs else "stop-free frames"
-    logger.info("%d contigs, %d %s of windows of %d", count, table.rows, what, window)
+    logger.info("%s, %d %s of windows of %d", said, table.rows, what, window)
     if setting == AUTO:
         counts = (f"{count} with code {own}" for own, count in table.read_with.items())
         logger.info("contigs read: %s", ", ".join(counts))

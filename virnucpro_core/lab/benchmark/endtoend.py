@@ -70,7 +70,7 @@ def write_frames(path: Path, frames: int) -> None:
 
 def _command(frames: Path, model: Model, device: torch.device, cache: Path) -> tuple[float, float]:
     """Seconds of `virnucpro embed`: from its start to its first batch, and to its end."""
-    command = [sys.executable, "-m", "virnucpro_core.cli", "embed", str(frames)]
+    command = [sys.executable, "-m", "virnucpro_core.cli", "-v", "embed", str(frames)]
     output = frames.parent / "started.h5"
     options = ["-o", str(output), "--model", model.name, "--models-dir", str(model.folder.parent)]
     start = time.perf_counter()

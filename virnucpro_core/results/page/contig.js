@@ -86,22 +86,26 @@ function sentences(contigs, row, windows) {
         `${LABELS[call]}: ${number(viral)} of ${plural(scored, "scored window")} ${viral === 1 ? "is" : "are"} viral${where}; ${against}.`,
     ];
     const framed = windows?.filter(one => one.frames.some(frame => FRAME_LANES.includes(frame.frame))).length;
-    if (windows && framed < windows.length)
-        said.push(
-            `${framed ? number(framed) : "None"} of the windows ${framed > 1 ? "have" : "has"} a stop-free frame; the other${windows.length - framed === 1 ? " was" : "s were"} read by the longest run of codons.`,
-        );
+    const unframed = windows?.length - framed;
+    if (unframed) {
+        const one = unframed === 1;
+        const which = framed
+            ? `${number(framed)} of the windows ${framed === 1 ? "has" : "have"} a stop-free frame; the other${one ? "" : ` ${number(unframed)}`}`
+            : `${one ? "Its window has no" : "None of its windows has a"} stop-free frame; ${one ? "it" : "they"}`;
+        said.push(`${which} ${one ? "was read by its" : "were read by their"} longest run of codons.`);
+    }
     return said;
 }
 
 function facts(contigs, row) {
     const value = (name, text) => make("div", {}, make("dt", { text: name }), make("dd", { text }));
     const rows = [
-        ["Length", `${number(contigs.length[row])} b`],
+        ["Length", `${number(contigs.length[row])} bp`],
         ["Score", share(contigs.score[row]) || "none"],
         ["Probability", rate(contigs.probability[row])],
         ["FDR", rate(contigs.fdr[row])],
         ["Windows scored", `${number(contigs.scored_windows[row])} of ${number(contigs.windows[row])}`],
-        ["Evidence", `${number(contigs.evidence_bp[row])} b`],
+        ["Evidence", `${number(contigs.evidence_bp[row])} bp`],
         ["Frames", number(contigs.frames[row])],
     ];
     return make("dl", { class: "pairs" }, ...rows.filter(([, text]) => text).map(pair => value(...pair)));

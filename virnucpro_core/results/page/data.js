@@ -84,7 +84,7 @@ const callOf = (contigs, row) => about.calls[contigs.call[row]];
 const reasonOf = (contigs, row) => (about.reasons[contigs.reason[row]] ?? "").replaceAll("_", " ");
 const sampleOf = (contigs, row) => about.samples[contigs.sample[row]];
 
-const SVG = document.querySelector("svg").namespaceURI;
+const SVG = document.createRange().createContextualFragment("<svg></svg>").firstChild.namespaceURI;
 const SVG_TAGS = ["svg", "rect", "line", "text", "title"];
 
 // An element with attributes and children; text stays text.

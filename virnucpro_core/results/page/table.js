@@ -178,6 +178,7 @@ class ContigTable {
                 ...cells[key](),
             );
             if (key === "name") cell.scope = "row";
+            if (key === "sample") cell.title = cell.textContent;
             if (key === "score" && !Number.isNaN(contigs.score[row]))
                 cell.style.setProperty("--v", contigs.score[row]);
             line.append(cell);

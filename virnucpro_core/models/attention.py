@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class Rotary:
 
     cos: Tensor
     sin: Tensor
+    _rows: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(cls, layout: Layout, width: int) -> Rotary:
@@ -118,9 +120,14 @@ class Rotary:
 
     def rotate(self, x: Tensor, layout: Layout) -> Tensor:
         """Rotate (T, H, d) queries or keys by their positions, in their own dtype."""
-        cos, sin = (t[layout.positions, None].to(x.dtype) for t in (self.cos, self.sin))
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        if not self._rows:
+            self._rows.extend(t[layout.positions, None] for t in (self.cos.repeat(1, 2), self.sin))
+        cos, sin = (t.to(x.dtype) for t in self._rows)
+        half = x.shape[-1] // 2
+        rotated = x * cos
+        rotated[..., :half].addcmul_(x[..., half:], sin, value=-1)
+        rotated[..., half:].addcmul_(x[..., :half], sin)
+        return rotated
 
 
 Positions = Rotary | Tensor | None
@@ -177,6 +184,24 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     return _Unpad.apply(whole, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def _runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
+    """SDPA over each run of sequences of one length, where they lie: the CPU."""
+    q, k = _rotated(q, k, layout, positions)
+    bias = None
+    if isinstance(positions, Tensor):
+        at = torch.arange(layout.max_seqlen)
+        bias = (-positions[:, None, None] * (at[:, None] - at).abs()).to(q.dtype)[None]
+    out, begin = [], 0
+    for length, run in groupby(layout.lengths.tolist()):
+        end = begin + length * len(list(run))
+        q1, k1, v1 = (t[begin:end].unflatten(0, (-1, length)).transpose(1, 2) for t in (q, k, v))
+        mask = None if bias is None else bias[..., :length, :length]
+        mixed = F.scaled_dot_product_attention(q1, k1, v1, attn_mask=mask)
+        out.append(mixed.transpose(1, 2).flatten(0, 1))
+        begin = end
+    return torch.cat(out)
+
+
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
     """torch's packed flash attention: CUDA, fp16 or bf16, no bias."""
     from torch.nn.attention.varlen import varlen_attn
@@ -197,7 +222,7 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     return attention(q, k, v, layout.cu_seqlens, layout.max_seqlen, rope, slopes)
 
 
-BACKENDS = {"padded": _padded, "varlen": _varlen, "triton": _triton}
+BACKENDS = {"padded": _padded, "runs": _runs, "varlen": _varlen, "triton": _triton}
 
 
 def backend(q: Tensor, positions: Positions) -> str:
@@ -207,6 +232,8 @@ def backend(q: Tensor, positions: Positions) -> str:
         return forced
     if fused(q) and positions is not None and q.shape[2] <= 128:
         return "triton"
+    if q.device.type == "cpu" and not torch.is_grad_enabled():
+        return "runs"
     biased = isinstance(positions, Tensor)
     return "varlen" if q.is_cuda and q.dtype in HALF and not biased else "padded"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,16 +51,20 @@ def _by_onednn(x: Tensor) -> bool:
     )
 
 
-def linear(rows: Tensor, layer: nn.Module, plus: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+def linear(
+    rows: Tensor, layer: nn.Module, plus: Tensor | None = None, *, gelu: bool = False
+) -> Tensor:
     """layer(rows), its exact GELU, or its sum with `plus`: (T, D) → (T, E)."""
+    result: Tensor
     if _by_onednn(rows):
-        multiply = torch.ops.mkldnn._linear_pointwise
-        if plus is not None:
-            return multiply.binary(rows, plus, layer.weight, layer.bias, "add")
-        return multiply(rows, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
-    result: Tensor = layer(rows)
-    if gelu:
-        result = F.gelu(result)
+        onednn: Any = torch.ops.mkldnn._linear_pointwise
+        weights = layer.weight, layer.bias
+        if plus is None:
+            result = onednn(rows, *weights, "gelu" if gelu else "none", [], "none")
+        else:
+            result = onednn.binary(rows, plus, *weights, "add")
+        return result
+    result = F.gelu(layer(rows)) if gelu else layer(rows)
     return result if plus is None else plus + result
 
 

@@ -106,7 +106,7 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
                 logger.warning("the CPU does the work, and takes %s", in_words(seconds))
             if world == 1 and torch.get_num_threads() > THREADS:
                 several = ",".join(["cpu"] * (torch.get_num_threads() // 4))
-                logger.info("a small model is faster in processes: --devices %s", several)
+                logger.info("a small model is faster in processes: --device %s", several)
         progress.begin(schedule.tokens, schedule.tokens_kept)
         with watched(device) as monitor:
 

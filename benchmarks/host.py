@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from devices import say, write_frames
+from translate import replicate
 
 from virnucpro_core.embedding.encoders import GPU_TOKENS, Embedded, FrameEncoder
 from virnucpro_core.embedding.engine import (
@@ -43,9 +43,30 @@ from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.parquet import frame_meta
 from virnucpro_core.sequences.tokens import Tokens, esm_tokens
+from virnucpro_core.sequences.translate import translate
 
 DIM = 3328
 """Values of a frame's embedding by the published models."""
+
+
+def write_frames(contigs: Path, folder: Path, wanted: int, window: int) -> Path:
+    """A frame table of about as many frames as wanted."""
+    table, fasta = folder / "frames.parquet", folder / "contigs.fasta"
+    megabases = 1.0
+    while True:
+        bases = replicate(contigs, fasta, megabases)
+        translate([fasta], table, window)
+        if (rows := frame_meta(table).rows) >= wanted:
+            return table
+        megabases = 1.02 * wanted / rows * bases / 1e6
+
+
+def say(record: dict[str, Any], output: Path | None) -> None:
+    """Print a record, and keep it where that was asked for."""
+    text = json.dumps(record, indent=2)
+    print(text)
+    if output:
+        output.write_text(text + "\n")
 
 
 class Hollow:

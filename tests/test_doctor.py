@@ -109,6 +109,8 @@ def test_little_of_anything_says_what_to_do(
     monkeypatch.setattr("locale.getencoding", lambda: "ANSI_X3.4-1968")
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
+    monkeypatch.setattr(host, "cpu_quota", lambda: 0.5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(doctor, "free_disk", lambda _: 1e6)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = states(tmp_path)
@@ -119,7 +121,7 @@ def test_little_of_anything_says_what_to_do(
         "1.0 GB for this process; 2 GB is the least",
         "has no locks (Operation not supported)",
         "1.0 MB free in",
-        "allows 0.5: set OMP_NUM_THREADS",
+        "allows 0.5, so 1 thread(s) compute",
         "/dev/shm cannot be written",
         "no java on PATH",
         "no nextflow on PATH",
@@ -186,21 +188,21 @@ def held(devices: object, gpu: torch.device) -> Iterator[None]:
 
 def test_limits_of_a_control_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_CGROUP", tmp_path)
-    assert doctor.cpu_quota() is None
+    assert host.cpu_quota() is None
     whole = host.memory()
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert (host.memory(), doctor.cpu_quota()) == (whole, None)
+    assert (host.memory(), host.cpu_quota()) == (whole, None)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert (host.memory(), doctor.cpu_quota()) == (1_000_000, 1.5)
+    assert (host.memory(), host.cpu_quota()) == (1_000_000, 1.5)
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
-    assert doctor.cpu_quota() is None
+    assert host.cpu_quota() is None
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("200000\n")
-    assert doctor.cpu_quota() == 2
+    assert host.cpu_quota() == 2
 
 
 @pytest.mark.parametrize(

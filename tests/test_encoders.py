@@ -19,10 +19,19 @@ from tiny import save_dnabert_s, save_esm2
 
 import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, ModelError
-from virnucpro_core.models.attention import Layout, alibi_slopes, varlen_attention
+from virnucpro_core.models.attention import (
+    BACKENDS,
+    Layout,
+    Positions,
+    Rotary,
+    alibi_slopes,
+    backend,
+    varlen_attention,
+)
 from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.packing import plan
+from virnucpro_core.models.precision import dtype_of
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens, esm_tokens
 
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
@@ -162,6 +171,41 @@ def test_varlen_attention_neighbours_do_not_leak() -> None:
     before = varlen_attention(q, k, v, layout)
     k[4:], v[4:] = torch.inf, torch.nan
     assert torch.equal(varlen_attention(q, k, v, layout)[:4], before[:4])
+
+
+@pytest.mark.parametrize("mix", [[5, 5, 5, 3, 9, 9], [1], [4, 0, 4]], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_over_runs_of_one_length_equals_the_padded_one(
+    mix: list[int], biased: bool
+) -> None:
+    torch.manual_seed(0)
+    layout = Layout.of(torch.tensor(mix), torch.device("cpu"))
+    q, k, v = torch.randn(layout.tokens, 3, 2, 8).unbind(1)
+    positions: Positions = torch.tensor(alibi_slopes(2)) if biased else Rotary.of(layout, 8)
+    expected = BACKENDS["padded"](q.double(), k.double(), v.double(), layout, positions)
+    with torch.inference_mode():
+        assert backend(q, positions) == "runs"
+        found = varlen_attention(q, k, v, layout, positions)
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-6), ("bf16", 2e-2)])
+def test_encoders_on_a_cpu_equal_torch_as_it_comes(
+    precision: str, allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GEMMs by oneDNN, GELU and sums inside, and nothing padded, against the published steps."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    lengths = np.array([70, 70, 70, 33, 2, 168])
+    tokens = Tokens(rng.integers(4, 24, int(lengths.sum())), lengths)
+    for encoder in (ESM2(3, 128, 4), DNABERTS(64, 3, 192, 6, 384)):
+        encoder = encoder.eval()
+        with monkeypatch.context() as plain:
+            plain.setenv("VIRNUCPRO_KERNELS", "torch")
+            plain.setenv("VIRNUCPRO_ATTENTION", "padded")
+            expected = encoder.embed_tokens_packed(tokens)
+        found = encoder.to(dtype_of(precision)).embed_tokens_packed(tokens)
+        assert (found - expected).norm() / expected.norm() < allowed
 
 
 def test_alibi_slopes_are_the_papers() -> None:

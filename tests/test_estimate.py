@@ -15,11 +15,12 @@ from test_options import Run, sees
 
 from virnucpro_core import estimate as estimated
 from virnucpro_core.estimate import Amount, Sizes, amount_in, estimate, on_gpu, sizes_of
+from virnucpro_core.host import cores
 from virnucpro_core.lab import estimate as counting
 from virnucpro_core.lab.estimate import amount_of
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.sequences import frames
-from virnucpro_core.sequences.pace import PARAMETERS, cores, device_class, tokens_a_second
+from virnucpro_core.sequences.pace import PARAMETERS, device_class, tokens_a_second
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 

@@ -218,6 +218,26 @@ def test_threads_of_libraries_that_are_loaded_change_too(run: Run) -> None:
     )
 
 
+@pytest.mark.usefixtures("threads")
+def test_threads_are_by_default_what_the_control_group_allows(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("virnucpro_core.host.cpu_quota", lambda: 2.5)
+    assert run("models", "list")[0] == 0
+    assert (torch.get_num_threads(), pa.cpu_count()) == (3, 3)
+
+
+@pytest.mark.usefixtures("threads")
+def test_embed_on_many_threads_says_that_processes_are_faster(
+    run: Run, model: list[object], edge_frames: Path, tmp_path: Path
+) -> None:
+    words = ["embed", edge_frames, *model, "--device", "cpu"]
+    assert "--device cpu,cpu\n" in run(*words, "-o", tmp_path / "a.h5", "--threads", 9)[2]
+    assert "faster" not in run(*words, "-o", tmp_path / "b.h5", "--threads", 8)[2]
+
+
 def test_help_of_a_terminal_s_width_is_no_wider_than_it() -> None:
     run = virnucpro("predict", "--help")
     examples = run.stdout.index("Examples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 def test_benchmark_sections_are_shown_and_written(tmp_path: Path) -> None:
     shown: list[str] = []
     sections = ["dnabert_s", "accuracy", "embed"]
-    found = benchmark(tmp_path, device=CPU, sections=sections, show=shown.append)
+    found = benchmark(tmp_path, devices=[CPU], sections=sections, show=shown.append)
     record = json.loads((tmp_path / "benchmark.json").read_text())
     assert [line["name"] for line in record["lines"]] == [line.name for line in found]
     assert shown[1:] == [str(line) for line in found]
@@ -40,9 +41,17 @@ def test_benchmark_sections_are_shown_and_written(tmp_path: Path) -> None:
     ElementTree.parse(tmp_path / "benchmark.svg")
 
 
+def test_benchmark_of_a_cpu_is_faster_than_torch_as_it_comes(tmp_path: Path) -> None:
+    found = benchmark(devices=[CPU], sections=["cpu"], show=lambda _: None)
+    values = {line.name: line.value for line in found}
+    assert values["mini, fp32: to torch as it comes"] > 1
+    assert 0 < values["mini, fp32: share of the chain"] < 1
+    assert not os.environ.keys() & {"VIRNUCPRO_KERNELS", "VIRNUCPRO_ATTENTION"}
+
+
 def test_benchmark_unknown_section_is_refused() -> None:
     with pytest.raises(InputError, match="section 'speed' is not known"):
-        benchmark(device=CPU, sections=["speed"])
+        benchmark(devices=[CPU], sections=["speed"])
 
 
 def test_machine_without_nvidia_smi_is_still_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from test_options import Run, sees
 
@@ -41,6 +42,25 @@ def test_profile_options(
     said = ask(*words, "--json", tmp_path / "p.json")
     assert "tokenise" in said
     assert json.loads((tmp_path / "p.json").read_text())["precision"] == "bf16"
+
+
+@sees("benchmark", "--section", "--output", "--device")
+def test_benchmark_devices(ask: Callable[..., str], run: Run, three: Path, tmp_path: Path) -> None:
+    ask("translate", three, "-o", tmp_path / "f.parquet", "--window", 500)
+    words = ["benchmark", tmp_path / "f.parquet", "--section", "devices"]
+    said = ask(*words, "--output", tmp_path / "b", "--device", "cpu,cpu")
+    record = json.loads((tmp_path / "b/benchmark.json").read_text())
+    values = {line["name"]: line["value"] for line in record["lines"]}
+    assert values["devices: frames"] == len(pq.read_table(tmp_path / "f.parquet")) > 0
+    for names in ("cpu", "cpu,cpu"):
+        parts = [values[f"{names}: {part}"] for part in ("start to first batch", "work", "tail")]
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(values[f"{names}: whole command"])
+    assert values["devices: values, relative difference"] < 1e-5
+    assert "workers' ends apart" in said
+    code, _, err = run(*words, "--device", "cpu")
+    assert code == 2
+    assert "section devices needs several" in err
 
 
 @sees("benchmark", "--section", "--output")

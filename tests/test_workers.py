@@ -18,6 +18,7 @@ from threading import Event
 
 import numpy as np
 import pytest
+import torch
 from tiny import repeated_frames
 
 from virnucpro_core.embedding import standby
@@ -216,8 +217,26 @@ def kill_worker(parent: int) -> None:
     os.kill(int(workers[0]), signal.SIGKILL)
 
 
+CUDA = ("cuda:0", "cuda:1" if torch.cuda.device_count() > 1 else "cuda:0")
+"""Two GPUs, or two processes on one."""
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ("cpu", "cpu"),
+        pytest.param(
+            CUDA,
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+    ids=",".join,
+)
 def test_embed_after_a_worker_died_a_rerun_does_only_what_is_left(
-    edge: Path, models_dir: Path, tmp_path: Path
+    devices: tuple[str, str], edge: Path, models_dir: Path, tmp_path: Path
 ) -> None:
     repeated_frames(edge, tmp_path, 12)
 
@@ -231,7 +250,8 @@ def test_embed_after_a_worker_died_a_rerun_does_only_what_is_left(
             "-o",
             name,
         ]
-        command += ["--model", "tiny", "--models-dir", str(models_dir), "--devices", "cpu,cpu"]
+        command += ["--model", "tiny", "--models-dir", str(models_dir)]
+        command += ["--devices", ",".join(devices)]
         # one sequence at a time, so that it lasts
         env = {**os.environ, "VIRNUCPRO_DISABLE_PACKING": "true"}
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
@@ -246,13 +266,13 @@ def test_embed_after_a_worker_died_a_rerun_does_only_what_is_left(
     kill_worker(first.pid)
     _, said = first.communicate()
     assert first.returncode == 75  # to be tried again
-    assert "virnucpro: the worker on cpu was killed by SIGKILL" in said
+    assert re.search(rf"virnucpro: the worker on ({'|'.join(devices)}) was killed by SIGKILL", said)
     assert "Traceback" not in said
 
     second = start("shard.h5")
     _, said = second.communicate()
     assert second.returncode == 0, said
-    assert said.count("[cpu] virnucpro.embed: cpu: ") >= 2
+    assert sum(said.count(f"[{one}] virnucpro.embed: {one}: ") for one in set(devices)) >= 2
     (of_killed, all_of_killed), (of_other, all_of_other) = sorted(kept(), key=lambda n: n[0])
     assert of_killed < all_of_killed
     assert of_other == all_of_other

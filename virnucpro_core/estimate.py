@@ -15,14 +15,13 @@ import torch
 from virnucpro_core.embedding.devices import default_precision
 from virnucpro_core.embedding.encoders import CPU_TOKENS, GPU_TOKENS, FrameEncoder
 from virnucpro_core.embedding.schedule import protein_tokens
-from virnucpro_core.host import free_disk, in_bytes, memory
+from virnucpro_core.host import cores, free_disk, in_bytes, memory
 from virnucpro_core.models.layout import read_encoder
 from virnucpro_core.models.precision import PRECISIONS, has_fp8
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import inventory_batches
 from virnucpro_core.sequences.pace import (
     LONG,
-    cores,
     cpu_seconds,
     device_class,
     in_words,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -19,6 +20,27 @@ def group_limits(*names: str) -> list[str]:
         except (OSError, IndexError):
             continue
     return found
+
+
+def cpu_quota() -> float | None:
+    """Cores that a control group allows, which may be fewer than are seen; None without a limit."""
+    for line in group_limits("cpu.max"):
+        quota, _, period = line.partition(" ")
+        if quota.isdecimal() and period.isdecimal():
+            return int(quota) / int(period)
+    pair = group_limits("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    if len(pair) == 2 and all(part.isdecimal() for part in pair):  # without a limit, -1
+        return int(pair[0]) / int(pair[1])
+    return None
+
+
+def cores() -> int:
+    """What this process computes on: the cores that it has, at most as many as its control group
+    allows in time, or as many threads as it was told to take.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    limits = [float(told)] if told.isdecimal() else [quota for quota in [cpu_quota()] if quota]
+    return max(1, math.ceil(min([len(os.sched_getaffinity(0)), *limits])))
 
 
 def memory() -> int:

@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from virnucpro_core.cli.configuration import Setting, keys_of, put_out, settings
 from virnucpro_core.cli.options import RUNNING, Decorator, option_in
+from virnucpro_core.host import cores
 
 RUN, STAGES, MODELS, MEASURE = "Run", "Stages", "Models", "Measure"
 _EVERYWHERE = "Every command"
@@ -188,8 +189,8 @@ class Command(_Help, TyperCommand):
         own = keys_of(self)
         ctx.default_map = {own[key].name: one.text for key, one in found.items() if key in own}
         rest = super().parse_args(ctx, args)
-        if (threads := ctx.params["threads"]) is not None:
-            use_threads(threads)
+        if ctx.params["threads"] or cores() < len(os.sched_getaffinity(0)):
+            use_threads(ctx.params["threads"] or cores())
         sources = {key: one.source for key, one in found.items()}
         sources |= {key: one.opts[0] for key, one in own.items() if one.name in typed}
         ctx.meta[SETTINGS] = found

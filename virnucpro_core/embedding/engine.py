@@ -53,6 +53,9 @@ logger = logging.getLogger("virnucpro.embed")
 
 Bools = NDArray[np.bool_]
 
+THREADS = 8
+"""Threads beyond which those of one process wait for Python's lock more than they add."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -101,6 +104,9 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
             seconds = cpu_seconds(lengths[~job.done].sum(), encoder.parameters())
             if seconds >= LONG:
                 logger.warning("the CPU does the work, and takes %s", in_words(seconds))
+            if world == 1 and torch.get_num_threads() > THREADS:
+                several = ",".join(["cpu"] * (torch.get_num_threads() // 4))
+                logger.info("a small model is faster in processes: --device %s", several)
         progress.begin(schedule.tokens, schedule.tokens_kept)
         with watched(device) as monitor:
 

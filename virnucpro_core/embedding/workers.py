@@ -21,8 +21,8 @@ import torch
 
 from virnucpro_core.embedding.standby import taken
 from virnucpro_core.errors import InputError, StoppedError, VirNucProError
+from virnucpro_core.host import cores
 from virnucpro_core.progress import Row, Show, relay, screen
-from virnucpro_core.sequences.pace import cores
 
 logger = logging.getLogger("virnucpro.embed")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from virnucpro_core.errors import first_line
-from virnucpro_core.host import free_disk, group_limits, in_bytes, memory
+from virnucpro_core.host import cores, cpu_quota, free_disk, in_bytes, memory
 from virnucpro_core.version import __version__
 
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -133,24 +133,12 @@ def _kernels() -> Iterator[Finding]:
     yield Finding(NOTE if lacks else OK, "kernels", text)
 
 
-def cpu_quota() -> float | None:
-    """Cores that a control group allows, which may be fewer than are seen; None without a limit."""
-    for line in group_limits("cpu.max"):
-        quota, _, period = line.partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            return int(quota) / int(period)
-    pair = group_limits("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
-    if len(pair) == 2 and all(part.isdecimal() for part in pair):  # without a limit, -1
-        return int(pair[0]) / int(pair[1])
-    return None
-
-
 def _processor() -> Iterator[Finding]:
-    cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
-    text = f"{cores} of {os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}"
-    few = quota is not None and quota < cores
+    seen, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    text = f"{seen} of {os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}"
+    few = quota is not None and quota < seen
     if few:
-        text += f"; its control group allows {quota:.1f}: set OMP_NUM_THREADS to that"
+        text += f"; its control group allows {quota:.1f}, so {cores()} thread(s) compute"
     yield Finding(NOTE if few else OK, "processor", text)
 
 

@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ class Rotary:
 
     cos: Tensor
     sin: Tensor
+    layout: Layout
 
     @classmethod
     def of(cls, layout: Layout, width: int) -> Rotary:
@@ -109,28 +111,43 @@ class Rotary:
         device = layout.cu_seqlens.device
         frequency = 1.0 / (10_000 ** (torch.arange(0, width, 2, device=device).float() / width))
         angle = torch.outer(torch.arange(layout.max_seqlen, device=device).float(), frequency)
-        return cls(angle.cos(), angle.sin())
+        return cls(angle.cos(), angle.sin(), layout)
 
     @cached_property
     def half(self) -> tuple[Tensor, Tensor]:
         """Both in float16, whose step at 1 is the queries' own, and finer than bfloat16's."""
         return self.cos.half(), self.sin.half()
 
-    def rotate(self, x: Tensor, layout: Layout) -> Tensor:
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Cosines of each token, twice, and its sines: (T, 1, d) and (T, 1, d/2)."""
+        at = self.layout.positions
+        return self.cos.repeat(1, 2)[at, None], self.sin[at, None]
+
+    def rotate(self, x: Tensor) -> Tensor:
         """Rotate (T, H, d) queries or keys by their positions, in their own dtype."""
-        cos, sin = (t[layout.positions, None].to(x.dtype) for t in (self.cos, self.sin))
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        cos, sin = (t.to(x.dtype) for t in self.rows)
+        half = x.shape[-1] // 2
+        rotated = x * cos
+        rotated[..., :half].addcmul_(x[..., half:], sin, value=-1)
+        rotated[..., half:].addcmul_(x[..., :half], sin)
+        return rotated
 
 
 Positions = Rotary | Tensor | None
 """How attention knows positions: rotated, by ALiBi's slopes (float32 (H)), or not at all."""
 
 
-def _rotated(q: Tensor, k: Tensor, layout: Layout, positions: Positions) -> tuple[Tensor, Tensor]:
+def _rotated(q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
     if not isinstance(positions, Rotary):
         return q, k
-    return positions.rotate(q, layout), positions.rotate(k, layout)
+    return positions.rotate(q), positions.rotate(k)
+
+
+def _bias(slopes: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
+    """ALiBi's penalty of each pair of positions: (1, H, longest, longest)."""
+    at = torch.arange(longest, device=slopes.device)
+    return (-slopes[:, None, None] * (at[:, None] - at).abs()).to(dtype)[None]
 
 
 class _Unpad(torch.autograd.Function):
@@ -154,7 +171,7 @@ def _pad(x: Tensor, rows: Tensor, size: int) -> Tensor:
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
     """Masked SDPA, padded inside attention alone: any device, any dtype, any positions."""
-    q, k = _rotated(q, k, layout, positions)
+    q, k = _rotated(q, k, positions)
     heads, width = q.shape[1:]
     longest, rows = layout.max_seqlen, layout.padded_rows
     size = layout.sequences * longest
@@ -162,8 +179,7 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     q, k, v = padded.view(layout.sequences, longest, 3, heads, width).permute(2, 0, 3, 1, 4)
     bias = None
     if isinstance(positions, Tensor):
-        at = torch.arange(longest, device=q.device)
-        bias = (-positions[:, None, None] * (at[:, None] - at).abs()).to(q.dtype)[None]
+        bias = _bias(positions, longest, q.dtype)
     padding = None if layout.padding is None else layout.padding.to(q.dtype)
     mask_bytes = heads * longest**2 * q.element_size()
     room = _MASK_BYTES[q.device.type]
@@ -177,11 +193,31 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     return _Unpad.apply(whole, rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def _runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
+    """SDPA over each run of sequences of one length, where they lie: nothing is padded or copied.
+    For the CPU, where a call costs little beside its work."""
+    q, k = _rotated(q, k, positions)
+    bias = None
+    if isinstance(positions, Tensor):
+        bias = _bias(positions, layout.max_seqlen, q.dtype)
+    out, begin = [q[:0]], 0
+    for length, run in groupby(filter(None, layout.lengths.tolist())):
+        end = begin + length * len(list(run))
+        q1, k1, v1 = (
+            t[begin:end].view(-1, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)
+        )
+        mask = None if bias is None else bias[..., :length, :length]
+        mixed = F.scaled_dot_product_attention(q1, k1, v1, attn_mask=mask)
+        out.append(mixed.transpose(1, 2).flatten(0, 1))
+        begin = end
+    return torch.cat(out)
+
+
 def _varlen(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions) -> Tensor:
     """torch's packed flash attention: CUDA, fp16 or bf16, no bias."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k = _rotated(q, k, layout, positions)
+    q, k = _rotated(q, k, positions)
     cu, longest = layout.cu_seqlens, layout.max_seqlen
     out = varlen_attn(q, k, v, cu, cu, longest, longest)
     assert isinstance(out, Tensor)  # a tuple only when the log-sum-exp is asked for
@@ -197,7 +233,7 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     return attention(q, k, v, layout.cu_seqlens, layout.max_seqlen, rope, slopes)
 
 
-BACKENDS = {"padded": _padded, "varlen": _varlen, "triton": _triton}
+BACKENDS = {"padded": _padded, "runs": _runs, "varlen": _varlen, "triton": _triton}
 
 
 def backend(q: Tensor, positions: Positions) -> str:
@@ -207,6 +243,8 @@ def backend(q: Tensor, positions: Positions) -> str:
         return forced
     if fused(q) and positions is not None and q.shape[2] <= 128:
         return "triton"
+    if q.device.type == "cpu" and not torch.is_grad_enabled():
+        return "runs"  # training's gradients take fewer, larger steps
     biased = isinstance(positions, Tensor)
     return "varlen" if q.is_cuda and q.dtype in HALF and not biased else "padded"
 

@@ -16,7 +16,7 @@ from virnucpro_core.errors import ModelError
 from virnucpro_core.models.attention import Layout, alibi_slopes, to_device, varlen_attention
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.layout import TOKENIZER, Stored, filled, read_encoder, unfilled
-from virnucpro_core.models.ops import add_norm, gated_gelu, segment_mean
+from virnucpro_core.models.ops import add_norm, gated_gelu, linear, segment_mean
 from virnucpro_core.sequences.tokens import NucleotideTokenizer, Tokens
 
 
@@ -35,10 +35,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, slopes: Tensor) -> Tensor:
         """(T, dim) → (T, dim), x being used up. slopes: ALiBi's, float32 (heads)."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
+        q, k, v = linear(x, self.qkv).view(len(x), 3, self.heads, -1).unbind(1)
         mixed = varlen_attention(q, k, v, layout, slopes).flatten(1)
         x = add_norm(x, mixed, self.out, self.attention_norm)
-        return add_norm(x, gated_gelu(self.gated(x)), self.down, self.ffn_norm)
+        return add_norm(x, gated_gelu(linear(x, self.gated)), self.down, self.ffn_norm)
 
 
 class DNABERTS(Encoder):

@@ -15,7 +15,7 @@ from virnucpro_core.models.attention import Layout, Rotary, to_device, varlen_at
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.float8 import Float8Linear
 from virnucpro_core.models.layout import Stored, filled, read_encoder, unfilled
-from virnucpro_core.models.ops import fused, segment_mean
+from virnucpro_core.models.ops import fused, linear, segment_mean
 from virnucpro_core.sequences.tokens import ESM_ALPHABET, ESM_MASK, Tokens, esm_tokens
 
 MAX_POOLED_RESIDUES = 1024
@@ -42,7 +42,7 @@ class Layer(nn.Module):
         """Queries, keys and values, not rotated yet: (T, dim) → (T, 3·dim)."""
         if fused(x):
             return esm2_fused.project(self.attention_norm, self.qkv, x)
-        return self.qkv(self.attention_norm(x))  # type: ignore[no-any-return]
+        return linear(self.attention_norm(x), self.qkv)
 
     def attend(self, qkv: Tensor, layout: Layout, rotary: Rotary) -> Tensor:
         """Every head's mix of its sequence's values: (T, 3·dim) → (T, dim)."""
@@ -52,8 +52,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, qkv: Tensor | None, layout: Layout, rotary: Rotary) -> Tensor:
         """(T, dim) → (T, dim). qkv: what `project` makes of x, where that is known."""
         qkv = self.project(x) if qkv is None else qkv
-        x = x + self.out(self.attend(qkv, layout, rotary))
-        return x + self.down(F.gelu(self.up(self.ffn_norm(x))))  # type: ignore[no-any-return]
+        x = linear(self.attend(qkv, layout, rotary), self.out, x)
+        return linear(linear(self.ffn_norm(x), self.up, gelu=True), self.down, x)
 
 
 class ESM2(Encoder):

@@ -1,7 +1,8 @@
-"""The encoders' operations between their GEMMs, and the one choice of how each is computed.
+"""The encoders' operations around their GEMMs, and the one choice of how each is computed.
 
-Plain torch (CPU, float32, training) does what the published code does, step by step. On a GPU in
-half precision, without gradients, `kernels` does each in one pass over memory.
+Plain torch (float32 on a GPU, training) does what the published code does, step by step. On a GPU
+in half precision, without gradients, `kernels` does each in one pass over memory. On a CPU without
+gradients oneDNN multiplies, with GELU or the residual's sum in its epilogue.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,15 +35,48 @@ def fused(x: Tensor) -> bool:
     )
 
 
-def add_norm(x: Tensor, rows: Tensor, linear: nn.Linear, norm: nn.LayerNorm) -> Tensor:
-    """norm(x + linear(rows)): (T, D). x is used up: where fused, the sum is made in its place."""
+@cache
+def _has_onednn() -> bool:
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")  # that torch's compiler calls
+
+
+def _by_onednn(x: Tensor) -> bool:
+    """Whether oneDNN multiplies: the BLAS of torch does not use AVX-512 on AMD's processors."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not torch.is_grad_enabled()
+        and _has_onednn()
+        and os.environ.get("VIRNUCPRO_KERNELS") != "torch"
+    )
+
+
+def linear(
+    rows: Tensor, layer: nn.Module, plus: Tensor | None = None, *, gelu: bool = False
+) -> Tensor:
+    """layer(rows), its exact GELU, or its sum with `plus`: (T, D) → (T, E)."""
+    result: Tensor
+    if _by_onednn(rows):
+        onednn: Any = torch.ops.mkldnn._linear_pointwise
+        weights = layer.weight, layer.bias
+        if plus is None:
+            result = onednn(rows, *weights, "gelu" if gelu else "none", [], "none")
+        else:
+            result = onednn.binary(rows, plus, *weights, "add")
+        return result
+    result = F.gelu(layer(rows)) if gelu else layer(rows)
+    return result if plus is None else plus + result
+
+
+def add_norm(x: Tensor, rows: Tensor, layer: nn.Linear, norm: nn.LayerNorm) -> Tensor:
+    """norm(x + layer(rows)): (T, D). x is used up: where fused, the sum is made in its place."""
     if not fused(x):
-        result: Tensor = norm(x + linear(rows))
+        result: Tensor = norm(linear(rows, layer, x))
         return result
     from virnucpro_core.models import kernels
 
-    x.addmm_(rows, linear.weight.t())
-    return kernels.layer_norm(x, linear.bias, (norm.weight, norm.bias), norm.eps)
+    x.addmm_(rows, layer.weight.t())
+    return kernels.layer_norm(x, layer.bias, (norm.weight, norm.bias), norm.eps)
 
 
 def gated_gelu(x: Tensor) -> Tensor:

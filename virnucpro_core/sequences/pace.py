@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from virnucpro_core.host import cores
 
 TASK_SECONDS = 600
 """What an embed task should last: long beside its start-up of 10 to 20 s, short to lose."""
@@ -79,12 +80,6 @@ def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
 def cpu_seconds(tokens: float, parameters: float) -> float:
     """About how long this process's cores take for so many tokens."""
     return tokens / tokens_a_second("cpu", parameters) * _CORES / cores()
-
-
-def cores() -> int:
-    """What this process computes on: its cores, or as many threads as it was told to take."""
-    seen, told = len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS", "")
-    return min(seen, max(1, int(told))) if told.isdecimal() else seen
 
 
 def in_words(seconds: float) -> str:

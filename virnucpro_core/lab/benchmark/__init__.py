@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.lab.benchmark.cpu import cpu_speed
+from virnucpro_core.lab.benchmark.devices import several_devices
 from virnucpro_core.lab.benchmark.encoders import (
     accuracy,
     budgets,
@@ -28,14 +30,16 @@ SECTIONS: dict[str, Callable[[Size, torch.device], Iterator[Line]]] = {
     "dnabert_s": dnabert_s_share,
     "accuracy": accuracy,
     "peers": peers,
+    "cpu": cpu_speed,
     "embed": end_to_end,
+    "devices": several_devices,
 }
 
 
 def benchmark(
     folder: Path | None = None,
     *,
-    device: torch.device,
+    devices: Sequence[torch.device],
     size: Size | None = None,
     sections: Sequence[str] | None = None,
     tables: Sequence[Path] = (),
@@ -43,15 +47,19 @@ def benchmark(
 ) -> list[Line]:
     """Run sections (default: all) and show each line as it is known; FAIL where its bar is missed.
 
-    size defaults to the published sizes on a GPU and small ones on a CPU. tables: frame tables
-    whose lengths ESM-2 is timed on too. `folder` gets benchmark.json and benchmark.svg. Raises
-    InputError for an unknown section.
+    devices: all but the section `devices` use the first. size defaults to the published sizes on a
+    GPU and small ones on a CPU. tables: frame tables whose lengths ESM-2 is timed on too. `folder`
+    gets benchmark.json and benchmark.svg. Raises InputError for an unknown section, and for
+    `devices` with one alone.
     """
     for section in sections or ():
         if section not in SECTIONS:
             raise InputError(f"section {section!r} is not known; choose of {', '.join(SECTIONS)}.")
+        if section == "devices" and len(devices) < 2:
+            raise InputError("section devices needs several; name them: --device cuda:0,cuda:1.")
+    device = devices[0]
     size = size or (PUBLISHED_SIZE if device.type == "cuda" else SMALL_SIZE)
-    size = replace(size, tables=tuple(map(str, tables)))
+    size = replace(size, tables=tuple(map(str, tables)), devices=tuple(map(str, devices)))
     about = machine(device)
     show(", ".join(f"{key} {value}" for key, value in about.items()))
     lines = []

@@ -28,6 +28,7 @@ from virnucpro_core.models.dnabert_s import DNABERTS
 from virnucpro_core.models.encoder import Encoder
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.layout import unfilled
+from virnucpro_core.models.ops import linear
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.precision import has_fp8
 from virnucpro_core.sequences.tokens import Tokens
@@ -85,7 +86,9 @@ def add_outliers(model: ESM2) -> None:
         layer.up.weight.data[::100] *= 6
 
 
-def timed(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
+def timed(
+    runs: Mapping[str, Run], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each run, timed in turn after one round unseen."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     gpu = torch.cuda.is_available()
@@ -93,25 +96,25 @@ def timed(runs: Mapping[str, Run], repeats: int) -> dict[str, float]:
         for name, run in runs.items():
             if gpu:
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = clock()
             run()
             if gpu:
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: statistics.median(all_[1:]) for name, all_ in seconds.items()}
 
 
 def chain(model: Encoder, gemms: Sequence[str], tokens: int) -> Run:
     """The GEMMs of every layer back to back, on random rows."""
-    linears: list[nn.Linear] = [
+    layers: list[nn.Linear] = [
         getattr(layer, name) for layer in model.get_submodule("layers").children() for name in gemms
     ]
-    widths = {linear.in_features for linear in linears}
+    widths = {layer.in_features for layer in layers}
     rows = {n: torch.randn(tokens, n, device=model.device).to(model.dtype) for n in widths}
 
     def run() -> None:
-        for linear in linears:
-            linear(rows[linear.in_features])
+        for layer in layers:
+            linear(rows[layer.in_features], layer)
 
     return run
 

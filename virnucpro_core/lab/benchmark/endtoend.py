@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ CORES = 8
 WINDOW = 500
 CODONS = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT"]
 STOPS = {"TAA", "TAG", "TGA"}
+
+FIRST = re.compile(r"virnucpro\.embed: first batch ")
+LAST = re.compile(r"virnucpro\.embed: \S+: [\d.]+ s: load")
+"""What a worker says with its first batch, and at its end."""
 
 
 def write_random_model(folder: Path, size: Size, device: torch.device) -> Model:
@@ -68,26 +73,40 @@ def write_frames(path: Path, frames: int) -> None:
     translate([fasta], path, WINDOW)
 
 
-def _command(frames: Path, model: Model, device: torch.device, cache: Path) -> tuple[float, float]:
-    """Seconds of `virnucpro embed`: from its start to its first batch, and to its end."""
+class Embedded(NamedTuple):
+    """Seconds from the start of a command to each worker's first batch, each one's end, its own."""
+
+    first: list[float]
+    last: list[float]
+    whole: float
+
+
+def embed_command(
+    frames: Path, output: Path, model: Model, devices: str, cache: Path | None = None
+) -> Embedded:
+    """Time `virnucpro embed`; VirNucProError when it fails. cache: Triton's folder of kernels."""
     command = [sys.executable, "-m", "virnucpro_core.cli", "-v", "embed", str(frames)]
-    output = frames.parent / "started.h5"
     options = ["-o", str(output), "--model", model.name, "--models-dir", str(model.folder.parent)]
+    own = {"TRITON_CACHE_DIR": str(cache)} if cache else {}
     start = time.perf_counter()
-    run = subprocess.run(
-        [*command, *options, "--devices", str(device)],
-        env={**os.environ, "TRITON_CACHE_DIR": str(cache)},
-        capture_output=True,
+    first: list[float] = []
+    last: list[float] = []
+    said: list[str] = []
+    with subprocess.Popen(
+        [*command, *options, "--devices", devices],
+        env={**os.environ, **own},
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
+    ) as run:
+        for line in run.stderr or ():
+            said.append(line)
+            for pattern, times in ((FIRST, first), (LAST, last)):
+                if pattern.search(line):
+                    times.append(time.perf_counter() - start)
     whole = time.perf_counter() - start
     if run.returncode:
-        raise VirNucProError(f"embed failed: {run.stderr.strip()[-2000:]}")
-    output.unlink()
-    found = re.search(r"first batch ([\d.]+) s after the start", run.stderr)
-    assert found, run.stderr
-    return float(found[1]), whole
+        raise VirNucProError(f"embed failed: {''.join(said).strip()[-2000:]}")
+    return Embedded(first, last, whole)
 
 
 def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
@@ -102,7 +121,8 @@ def end_to_end(size: Size, device: torch.device) -> Iterator[Line]:
         few = folder / "few.parquet"
         write_frames(few, 1000 if large else 50)
         for state, bar in (("cold", 90), ("warm", 20)):
-            begun, whole = _command(few, model, device, folder / "triton")
+            output = folder / f"{state}.h5"
+            (begun,), _, whole = embed_command(few, output, model, str(device), folder / "triton")
             name = f"start to first batch, kernel cache {state}"
             yield Line(name, begun, "s", bar if gpu else None, at_most=True)
         write_frames(folder / "many.parquet", 9000 if large else 100)

@@ -30,7 +30,7 @@ class Line:
 class Size:
     """Sizes of the two encoders, tokens a batch, and how often each run is timed.
 
-    tables: frame tables whose lengths ESM-2 is timed on too.
+    tables: frame tables whose lengths ESM-2 is timed on too. devices: all that are to be used.
     """
 
     esm2: tuple[int, int, int]
@@ -38,6 +38,7 @@ class Size:
     tokens: int
     repeats: int
     tables: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 PUBLISHED_SIZE = Size((36, 2560, 40), (4096, 12, 768, 12, 3072), 32_768, 5)

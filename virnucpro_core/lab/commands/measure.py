@@ -13,6 +13,7 @@ import typer
 from virnucpro_core.cli.command import MEASURE, MODELS, commands
 from virnucpro_core.cli.options import (
     Device,
+    Devices,
     FrameTable,
     Json,
     ModelName,
@@ -101,7 +102,10 @@ def validate(
         )
 
 
-@measuring("virnucpro benchmark -o figures", "virnucpro benchmark frames.parquet --section esm2_3b")
+@measuring(
+    "virnucpro benchmark -o figures",
+    "virnucpro benchmark frames.parquet --section esm2 --section devices --device cuda:0,cuda:1",
+)
 def benchmark(
     frames: Annotated[
         list[Path] | None, typer.Argument(help="Frame tables: their lengths are timed as well.")
@@ -112,14 +116,14 @@ def benchmark(
     section: Annotated[
         list[str] | None, typer.Option(help="Only this part; may be repeated.", show_default="all")
     ] = None,
-    device: Device = "auto",
+    device: Devices = "auto",
 ) -> None:
     """Time both encoders against this machine's limits, each line with its bar; needs no model."""
     from virnucpro_core.embedding.devices import parse_devices
     from virnucpro_core.lab.benchmark import benchmark
 
-    place = parse_devices(device)[0]
-    benchmark(output, device=place, sections=section, tables=frames or (), show=typer.echo)
+    places = parse_devices(device)
+    benchmark(output, devices=places, sections=section, tables=frames or (), show=typer.echo)
 
 
 @measuring("virnucpro profile frames.parquet --model mini --json profile.json")

@@ -133,19 +133,23 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride, key_s
 @triton.jit
 def _rotate(x, out, cu_seqlens, cos, sin, stride,
             HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
-            BLOCK: tl.constexpr):  # fmt: skip
-    """A block of one head's rows of one sequence, rotated by their positions."""
-    head = tl.program_id(0)
-    start = tl.load(cu_seqlens + tl.program_id(1)).to(tl.int64)
-    at = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    live = at < tl.load(cu_seqlens + tl.program_id(1) + 1) - start
-    x += start * stride + head * WIDTH
-    first, second = _halves(x, at, live, cos, sin, stride, WIDTH, HALF, True)
-    column = tl.arange(0, HALF)[None, :]
-    keep = live[:, None] & (column < WIDTH // 2)
-    out += (start + at[:, None]) * (HEADS * WIDTH) + head * WIDTH + column
-    tl.store(out, first, keep)
-    tl.store(out + WIDTH // 2, second, keep)
+            PADDED: tl.constexpr):  # fmt: skip
+    """All heads of one token, rotated by its position."""
+    at = tl.program_id(0)
+    row = tl.load(cu_seqlens + tl.program_id(1)).to(tl.int64) + at
+    if row < tl.load(cu_seqlens + tl.program_id(1) + 1):
+        head, column = tl.arange(0, PADDED)[:, None], tl.arange(0, HALF)[None, :]
+        inside = column < WIDTH // 2
+        keep = (head < HEADS) & inside
+        place = head * WIDTH + column
+        here = x + row * stride + place
+        first = tl.load(here, keep, 0.0).to(tl.float32)
+        second = tl.load(here + WIDTH // 2, keep, 0.0).to(tl.float32)
+        c = tl.load(cos + at * (WIDTH // 2) + column, inside, 0.0).to(tl.float32)
+        s = tl.load(sin + at * (WIDTH // 2) + column, inside, 0.0).to(tl.float32)
+        there = out + row * (HEADS * WIDTH) + place
+        tl.store(there, (first * c - second * s).to(out.dtype.element_ty), keep)
+        tl.store(there + WIDTH // 2, (second * c + first * s).to(out.dtype.element_ty), keep)
 
 
 def attention(
@@ -169,18 +173,18 @@ def attention(
     cos, sin = rope or (cu_seqlens, cu_seqlens)
     launch = RESIDENT if resident else STREAMING
     tiles = 1 if resident else triton.cdiv(max_seqlen, STREAMING["QUERIES"])
-    sizes = {"HEADS": heads, "WIDTH": width, "BLOCK": BLOCK}
-    sizes["HALF"] = max(16, triton.next_power_of_2(width // 2))
+    sizes = {"HEADS": heads, "WIDTH": width, "HALF": max(16, triton.next_power_of_2(width // 2))}
     if rope is not None and not resident:
         rotated = torch.empty_like(out)
-        _rotate[(heads, len(cu_seqlens) - 1, blocks)](
-            k, rotated, cu_seqlens, cos, sin, k.stride(0), **sizes
-        )
+        _rotate[(max_seqlen, len(cu_seqlens) - 1)](
+            k, rotated, cu_seqlens, cos, sin, k.stride(0),
+            PADDED=triton.next_power_of_2(heads), **sizes,
+        )  # fmt: skip
         k = rotated
     _attention[(heads, len(cu_seqlens) - 1, tiles)](
         q, k, v, out, cu_seqlens, cos, sin, cu_seqlens if slopes is None else slopes,
         LOG2_E / math.sqrt(width), q.stride(0), k.stride(0),
-        BLOCKS=blocks if resident else 0, ROPE=rope is not None, **sizes, **launch,
+        BLOCK=BLOCK, BLOCKS=blocks if resident else 0, ROPE=rope is not None, **sizes, **launch,
     )  # fmt: skip
     return out
 

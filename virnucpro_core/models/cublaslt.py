@@ -6,7 +6,7 @@ The library is the one that torch has loaded.
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_float, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_float, c_int, c_int8, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor
 WORKSPACE = 32 << 20
 """Bytes, what NVIDIA advises for Hopper."""
 
-# of cublasLt.h
+# of cublasLt.h: types, attributes of a product, epilogues
 _COMPUTE_32F, _R_32F = 68, 0
 _TYPES = {torch.bfloat16: 14, torch.float8_e4m3fn: 28}
-_TRANSPOSED_A, _EPILOGUE, _BIAS, _D_SCALE, _FAST_ACCUM, _BIAS_TYPE = 3, 7, 8, 20, 25, 26
-_PLAIN, _WITH_BIAS, _WITH_GELU = 1, 4, 32
+_TRANSPOSE_A, _EPILOGUE, _BIAS_POINTER, _OUT_SCALE, _FAST_SUMS, _BIAS_TYPE = 3, 7, 8, 20, 25, 26
+_NOTHING, _BIAS, _GELU = 1, 4, 32
 _MAX_WORKSPACE = 1
 
 
@@ -66,11 +66,10 @@ def _handle(device: torch.device) -> c_void_p:
     return handle
 
 
-def _matrix(x: Tensor) -> _Made:
-    """A row-major (rows, columns) tensor, which cuBLASLt takes for a column-major transpose."""
+def _matrix(x: Tensor, dtype: torch.dtype) -> _Made:
+    """A row-major tensor, which cuBLASLt takes for a column-major transpose."""
     rows, columns = x.shape
-    sizes = c_uint64(columns), c_uint64(rows), ctypes.c_int64(columns)
-    return _Made("MatrixLayout", _TYPES[x.dtype], *sizes)
+    return _Made("MatrixLayout", _TYPES[dtype], c_uint64(columns), c_uint64(rows), c_int64(columns))
 
 
 def gemm(
@@ -92,40 +91,31 @@ def gemm(
     has no such GEMM.
     """
     matmul = _Made("MatmulDesc", _COMPUTE_32F, _R_32F)
-    matmul.set(_TRANSPOSED_A, c_int(1))
-    matmul.set(_FAST_ACCUM, ctypes.c_int8(1))
-    epilogue = _WITH_GELU if gelu else _PLAIN
+    matmul.set(_TRANSPOSE_A, c_int(1))
+    matmul.set(_FAST_SUMS, c_int8(1))
+    epilogue = _GELU * gelu
     if bias is not None:
-        epilogue = (_WITH_GELU if gelu else 0) | _WITH_BIAS
-        matmul.set(_BIAS, c_void_p(bias.data_ptr()))
+        epilogue |= _BIAS
+        matmul.set(_BIAS_POINTER, c_void_p(bias.data_ptr()))
         matmul.set(_BIAS_TYPE, c_int(_TYPES[bias.dtype]))
-    matmul.set(_EPILOGUE, c_int(epilogue))
+    matmul.set(_EPILOGUE, c_int(epilogue or _NOTHING))
     if scale is not None:
-        matmul.set(_D_SCALE, c_void_p(scale.data_ptr()))
-    a, b, d = (_matrix(x) for x in (weight, rows, out))
-    c = _Made("MatrixLayout", _TYPES[torch.bfloat16], *(c_uint64(n) for n in reversed(out.shape)),
-              ctypes.c_int64(out.shape[1]))  # fmt: skip
+        matmul.set(_OUT_SCALE, c_void_p(scale.data_ptr()))
+    a, b, d = (_matrix(x, x.dtype) for x in (weight, rows, out))
+    c = _matrix(out, torch.bfloat16)
     preference = _Made("MatmulPreference")
     preference.set(_MAX_WORKSPACE, c_size_t(WORKSPACE))
     found, best = c_int(), _Heuristic()
     handle = _handle(rows.device)
-    layouts = a.handle, b.handle, c.handle, d.handle
-    _call(
-        "MatmulAlgoGetHeuristic", handle, matmul.handle, *layouts, preference.handle, 1,
-        byref(best), byref(found),
-    )  # fmt: skip
+    _call("MatmulAlgoGetHeuristic", handle, matmul.handle, a.handle, b.handle, c.handle, d.handle,
+          preference.handle, 1, byref(best), byref(found))  # fmt: skip
     if not found.value:
         raise RuntimeError(f"cuBLASLt has no GEMM of {tuple(rows.shape)} by {tuple(weight.shape)}")
     workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=rows.device)
-    pointers = [
-        c_void_p(x.data_ptr()) if x is not None else None
-        for x in (weight, rows, out if add else None, out)
-    ]
-    alpha, beta = c_float(factor), c_float(float(add))
-    _call(
-        "Matmul", handle, matmul.handle, byref(alpha), pointers[0], a.handle, pointers[1], b.handle,
-        byref(beta), pointers[2], c.handle, pointers[3], d.handle, byref(best.algorithm),
-        c_void_p(workspace.data_ptr()), c_size_t(WORKSPACE),
-        c_void_p(torch.cuda.current_stream(rows.device).cuda_stream),
-    )  # fmt: skip
+    alpha, beta = c_float(factor), c_float(add)
+    at = [c_void_p(x.data_ptr()) for x in (weight, rows, out, workspace)]
+    stream = c_void_p(torch.cuda.current_stream(rows.device).cuda_stream)
+    _call("Matmul", handle, matmul.handle, byref(alpha), at[0], a.handle, at[1], b.handle,
+          byref(beta), at[2] if add else None, c.handle, at[2], d.handle,
+          byref(best.algorithm), at[3], c_size_t(WORKSPACE), stream)  # fmt: skip
     return out

@@ -77,9 +77,9 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride, key_s
     """One head of one sequence. Up to BLOCKS blocks of keys are rotated once and kept; with
     BLOCKS = 0, for longer sequences, a program takes one block of queries and streams the keys,
     which are rotated already."""
-    head = tl.program_id(0)
-    start = tl.load(cu_seqlens + tl.program_id(1))
-    length = tl.load(cu_seqlens + tl.program_id(1) + 1) - start
+    head = tl.program_id(1)
+    start = tl.load(cu_seqlens + tl.program_id(2))
+    length = tl.load(cu_seqlens + tl.program_id(2) + 1) - start
     place = start.to(tl.int64) * stride + head * WIDTH
     q += place
     k += start.to(tl.int64) * key_stride + head * WIDTH
@@ -91,7 +91,7 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride, key_s
     if not ROPE:
         slope = tl.load(slopes + head) * 1.4426950408889634 / factor  # log2(e)
 
-    first = tl.program_id(2) * QUERIES
+    first = tl.program_id(0) * QUERIES
     last = tl.minimum(first + QUERIES, length)
     k1s, k2s, vs = (), (), ()
     if BLOCKS > 0:
@@ -181,7 +181,7 @@ def attention(
             PADDED=triton.next_power_of_2(heads), **sizes,
         )  # fmt: skip
         k = rotated
-    _attention[(heads, len(cu_seqlens) - 1, tiles)](
+    _attention[(tiles, heads, len(cu_seqlens) - 1)](
         q, k, v, out, cu_seqlens, cos, sin, cu_seqlens if slopes is None else slopes,
         LOG2_E / math.sqrt(width), q.stride(0), k.stride(0),
         BLOCK=BLOCK, BLOCKS=blocks if resident else 0, ROPE=rope is not None, **sizes, **launch,

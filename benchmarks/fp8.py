@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from virnucpro_core.lab.benchmark import encoders as bench
-from virnucpro_core.lab.benchmark.lines import PUBLISHED_SIZE, SMALL_SIZE, Size
+from virnucpro_core.lab.benchmark.lines import PUBLISHED_SIZE
 from virnucpro_core.lab.machine import machine
 from virnucpro_core.models.esm2 import ESM2
 
@@ -24,8 +24,9 @@ KEPT = ((0, 0), (2, 0), (2, 2), (4, 2), (6, 2), (9, 2), (6, 4), (9, 4), (12, 6),
 """First layers whose qkv, and whose feed-forward, stay in bfloat16."""
 
 
-def frontier(size: Size, device: torch.device) -> list[dict[str, Any]]:
+def frontier(device: torch.device) -> list[dict[str, Any]]:
     """A row for each of KEPT."""
+    size = PUBLISHED_SIZE
     source = bench.build(lambda: ESM2(*size.esm2), device, torch.float32)
     bench.add_outliers(source)
     proteins = bench.some_proteins(size)
@@ -97,13 +98,10 @@ def plot(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", dest="folder", type=Path, required=True)
-    parser.add_argument(
-        "--small", action="store_true", help="sizes that show nothing but that it runs"
-    )
     options = parser.parse_args()
     device = torch.device("cuda")
     with torch.inference_mode():
-        rows = frontier(SMALL_SIZE if options.small else PUBLISHED_SIZE, device)
+        rows = frontier(device)
     options.folder.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine(device), "rows": rows}
     (options.folder / "fp8.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from virnucpro_core.errors import InputError
+
 WORKSPACE = 32 << 20
 """Bytes, what NVIDIA advises for Hopper."""
 
@@ -41,7 +43,10 @@ def _library() -> ctypes.CDLL:
 
 def _call(name: str, *arguments: Any) -> None:
     if status := getattr(_library(), f"cublasLt{name}")(*arguments):
-        raise RuntimeError(f"cublasLt{name} failed with status {status}")
+        raise InputError(
+            f"fp8 does not run on this GPU: cublasLt{name} failed with status {status}; "
+            "choose another --precision."
+        )
 
 
 class _Made:
@@ -87,7 +92,7 @@ def gemm(
 
     rows (T, D), weight (D', D): e4m3, contiguous, D and D' multiples of 16. bias: bfloat16 (D').
     gelu: act is GELU in its tanh form, else nothing. out: bfloat16 without a scale, or e4m3 with
-    one, float32 (1), what is too large becoming the largest. Raises RuntimeError where cuBLASLt
+    one, float32 (1), what is too large becoming the largest. Raises InputError where cuBLASLt
     has no such GEMM.
     """
     matmul = _Made("MatmulDesc", _COMPUTE_32F, _R_32F)
@@ -109,8 +114,6 @@ def gemm(
     handle = _handle(rows.device)
     _call("MatmulAlgoGetHeuristic", handle, matmul.handle, a.handle, b.handle, c.handle, d.handle,
           preference.handle, 1, byref(best), byref(found))  # fmt: skip
-    if not found.value:
-        raise RuntimeError(f"cuBLASLt has no GEMM of {tuple(rows.shape)} by {tuple(weight.shape)}")
     workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=rows.device)
     alpha, beta = c_float(factor), c_float(add)
     at = [c_void_p(x.data_ptr()) for x in (weight, rows, out, workspace)]

@@ -284,6 +284,15 @@ def test_encoder_converts_to_fp8_and_not_back(own: Model, monkeypatch: pytest.Mo
     assert vnp.load_dnabert_s(own.nucleotide).placed("cpu", "fp8").precision == "bf16"
 
 
+def test_to_fp8_leaves_the_first_layers_that_it_is_told() -> None:
+    model = ESM2(4, 32, 2).bfloat16().to_fp8((2, 1))
+    quantized = [
+        [name for name, module in layer.named_children() if isinstance(module, Float8Linear)]
+        for layer in model.layers
+    ]
+    assert quantized == [[], ["up", "down"], ["qkv", "up", "down"], ["qkv", "up", "down"]]
+
+
 def test_check_precision_unknown_name_is_refused() -> None:
     with pytest.raises(InputError, match="'fp4' is not known; choose one of fp32, bf16, fp16, fp8"):
         check_precision("fp4", CPU)

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import virnucpro_core as vnp
 from virnucpro_core.models import attention
 from virnucpro_core.models.attention import Layout, Positions, Rotary, alibi_slopes
 from virnucpro_core.models.esm2 import ESM2
+from virnucpro_core.models.float8 import Float8Linear
 from virnucpro_core.models.layout import Stored, filled
 from virnucpro_core.models.precision import NORM_SCALE
 from virnucpro_core.published.formats import FAIR_ESM, Renamed
@@ -83,25 +84,15 @@ def test_kernels_equal_float64(dim: int, dtype: torch.dtype) -> None:
     from virnucpro_core.models import kernels
 
     torch.manual_seed(0)
-    x, delta = torch.randn(2, 999, dim, device="cuda").to(dtype)
+    x = torch.randn(999, dim, device="cuda").to(dtype)
     weight, bias = torch.randn(2, dim, device="cuda").to(dtype)
-    owed, scale = torch.randn(dim, device="cuda"), torch.rand(999, device="cuda")
+    owed = torch.randn(dim, device="cuda")
 
     expected = F.layer_norm(x.double() + owed, (dim,), weight.double(), bias.double())
     assert off(kernels.layer_norm(x, owed, (weight, bias), 1e-5), expected) < ROUNDING[dtype]
 
-    stream = x.clone()
-    normed = kernels.layer_norm(stream, owed, (weight, bias), 1e-5, delta=delta, row_scale=scale)
-    moved = x.double() + scale[:, None] * delta
-    expected = F.layer_norm(moved + owed, (dim,), weight.double(), bias.double())
-    assert off(stream, moved) < ROUNDING[dtype]
-    assert off(normed, expected) < ROUNDING[dtype]
-
     quantized = kernels.layer_norm(x, owed, None, 1e-5).double() / NORM_SCALE
     assert off(quantized, F.layer_norm(x.double() + owed, (dim,))) < 0.03
-
-    rows, row_scale = kernels.gelu_quantize(x)
-    assert off(rows.double() * row_scale[:, None], F.gelu(x.double())) < 0.03
 
     gate, value = x.double().chunk(2, 1)
     assert off(kernels.gated_gelu(x), F.gelu(gate) * value) < ROUNDING[dtype]
@@ -185,10 +176,51 @@ def test_embedding_a_batch_never_waits_for_the_gpu() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(
+needs_e4m3 = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
     reason="needs a GPU with e4m3",
 )
+
+
+@needs_e4m3
+@pytest.mark.parametrize("tokens", [1, 33, 1000])
+def test_float8_linear_equals_float64(tokens: int) -> None:
+    torch.manual_seed(0)
+    norm, up = nn.LayerNorm(256).cuda(), nn.Linear(256, 512).cuda()
+    norm.weight.normal_()
+    norm.bias.normal_()
+    first = Float8Linear(up, norm)
+    second = Float8Linear(nn.Linear(512, 256).cuda(), first)
+    normed = F.layer_norm(torch.randn(tokens, 256, device="cuda"), (256,))
+    rows = (normed * NORM_SCALE).to(torch.float8_e4m3fn)
+
+    unfolded = rows.double() / NORM_SCALE * norm.weight.double() + norm.bias.double()
+    expected = F.linear(unfolded, up.weight.double(), up.bias.double())
+    assert off(first(rows), expected) < 0.04
+    hidden = first.gelu(rows)
+    assert off(hidden.double() / first.scale, F.gelu(expected)) < 0.06
+
+    x = torch.randn(tokens, 256, device="cuda").bfloat16()
+    want = x.double() + hidden.double() @ second.weight.double().t() * second.factor
+    second.add_to(x, hidden)
+    assert off(x, want) < ROUNDING[torch.bfloat16]
+
+
+@needs_e4m3
+def test_float8_gelu_never_overflows() -> None:
+    """Of all normed rows, one with all its length in one place makes the largest values."""
+    norm, up = nn.LayerNorm(256).cuda(), nn.Linear(256, 512).cuda()
+    up.weight.zero_()
+    up.weight[7, 3] = 5.0
+    up.bias[7] = 1.0
+    first = Float8Linear(up, norm)
+    row = torch.zeros(1, 256, device="cuda")
+    row[0, 3] = 16 * NORM_SCALE
+    hidden = first.gelu(row.to(torch.float8_e4m3fn)).double() / first.scale
+    assert abs(float(hidden[0, 7]) - 81) < 1
+
+
+@needs_e4m3
 @pytest.mark.parametrize("layers", [3, 18])  # of 18, some stay out of fp8
 def test_esm2_in_fp8_is_near_float32(layers: int) -> None:
     _, ours = esm2_pair(256, 4, layers)

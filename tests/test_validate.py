@@ -277,11 +277,20 @@ def test_encoder_converts_to_fp8_and_not_back(own: Model, monkeypatch: pytest.Mo
     assert encoder.placed("cpu", "fp8").precision == "fp8"
     assert encoder.embedding.weight.dtype == torch.bfloat16
     layers = [module for module in encoder.modules() if isinstance(module, Float8Linear)]
-    assert len(layers) == 6
+    assert len(layers) == 5, "the first layer looks its queries, keys and values up"
     assert all(layer.weight.dtype == torch.float8_e4m3fn for layer in layers)
     with pytest.raises(InputError, match="load it again"):
         encoder.embed(["MK"], precision="fp32")
     assert vnp.load_dnabert_s(own.nucleotide).placed("cpu", "fp8").precision == "bf16"
+
+
+def test_to_fp8_leaves_the_first_layers_that_it_is_told() -> None:
+    model = ESM2(4, 32, 2).bfloat16().to_fp8((2, 1))
+    quantized = [
+        [name for name, module in layer.named_children() if isinstance(module, Float8Linear)]
+        for layer in model.layers
+    ]
+    assert quantized == [[], ["up", "down"], ["qkv", "up", "down"], ["qkv", "up", "down"]]
 
 
 def test_check_precision_unknown_name_is_refused() -> None:

@@ -249,7 +249,7 @@ def backend(q: Tensor, positions: Positions) -> str:
     return "varlen" if q.is_cuda and q.dtype in HALF and not biased else "padded"
 
 
-REVISION = 2
+REVISION = 3
 """Raised whenever a change of the code changes values of embeddings beyond float32's rounding."""
 
 

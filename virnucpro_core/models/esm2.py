@@ -112,26 +112,24 @@ class ESM2(Encoder):
 
     @property
     def precision(self) -> str:
-        quantized = isinstance(self.layers[-1].qkv, Float8Linear)  # the first never are
-        return "fp8" if quantized else super().precision
+        return "fp8" if isinstance(self.layers[-1].up, Float8Linear) else super().precision
 
     @torch.no_grad()
-    def to_fp8(self) -> Self:
-        """Quantize to e4m3, in place, all but what is sensitive: the attention's output, qkv in the
-        first sixth of the layers and the feed-forward in the first eighteenth.
+    def to_fp8(self, kept: tuple[int, int] | None = None) -> Self:
+        """Quantize to e4m3, in place, all but the attention's output and what is sensitive.
 
-        What goes wrong there goes through all the layers behind. The rest is to be in bfloat16, on
-        a GPU with such tensor cores.
+        kept: of so many first layers qkv, and the feed-forward, are left; by default a sixth and an
+        eighteenth. What goes wrong there goes through all the layers behind. The rest is to be in
+        bfloat16, on a GPU with such tensor cores.
         """
         depth = len(self.layers)
+        qkv, feed_forward = kept or (depth // 6, depth // 18)
         for n, layer in enumerate(self.layers):
-            for name, norm, begin in (
-                ("qkv", layer.attention_norm, depth // 6),
-                ("up", layer.ffn_norm, depth // 18),
-                ("down", None, depth // 18),
-            ):
-                if n >= begin:
-                    setattr(layer, name, Float8Linear(getattr(layer, name), norm))
+            if n >= max(1, qkv):  # the first one's is looked up
+                layer.qkv = Float8Linear(cast(nn.Linear, layer.qkv), layer.attention_norm)
+            if n >= feed_forward:
+                layer.up = Float8Linear(cast(nn.Linear, layer.up), layer.ffn_norm)
+                layer.down = Float8Linear(cast(nn.Linear, layer.down), layer.up)
         return self
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from virnucpro_core.models.precision import FP8_MAX, NORM_SCALE
+from virnucpro_core.models.precision import NORM_SCALE
 
 LOG2_E = math.log2(math.e)
 BLOCK = 64
@@ -25,9 +25,8 @@ RESIDENT_BLOCKS = 4
 RESIDENT = {"QUERIES": BLOCK, "num_warps": 4, "num_stages": 1, "maxnreg": 128}
 """Few registers, so that programs enough share a multiprocessor to hide each other's loads."""
 STREAMING = {"QUERIES": 2 * BLOCK, "num_warps": 4, "num_stages": 3}
-"""Twice the queries to a block of keys, which are rotated anew for each; loads run ahead."""
+"""Twice the queries to a block of keys, which are rotated before; loads run ahead."""
 NORM_WARPS = 2
-GELU_WARPS = 8
 
 
 @triton.jit
@@ -71,18 +70,19 @@ def _attend(q1, q2, k1, k2, value, at, keys, length, factor, slope, top, total, 
 
 
 @triton.jit
-def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
+def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride, key_stride,
                HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
                BLOCK: tl.constexpr, BLOCKS: tl.constexpr, QUERIES: tl.constexpr,
                ROPE: tl.constexpr):  # fmt: skip
     """One head of one sequence. Up to BLOCKS blocks of keys are rotated once and kept; with
-    BLOCKS = 0, for longer sequences, a program takes one block of queries and streams the keys."""
-    head = tl.program_id(0)
-    start = tl.load(cu_seqlens + tl.program_id(1))
-    length = tl.load(cu_seqlens + tl.program_id(1) + 1) - start
+    BLOCKS = 0, for longer sequences, a program takes one block of queries and streams the keys,
+    which are rotated already."""
+    head = tl.program_id(1)
+    start = tl.load(cu_seqlens + tl.program_id(2))
+    length = tl.load(cu_seqlens + tl.program_id(2) + 1) - start
     place = start.to(tl.int64) * stride + head * WIDTH
     q += place
-    k += place
+    k += start.to(tl.int64) * key_stride + head * WIDTH
     v += place
     out += start.to(tl.int64) * (HEADS * WIDTH) + head * WIDTH
     block = tl.arange(0, BLOCK)
@@ -91,14 +91,14 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
     if not ROPE:
         slope = tl.load(slopes + head) * 1.4426950408889634 / factor  # log2(e)
 
-    first = tl.program_id(2) * QUERIES
+    first = tl.program_id(0) * QUERIES
     last = tl.minimum(first + QUERIES, length)
     k1s, k2s, vs = (), (), ()
     if BLOCKS > 0:
         last = length
         for b in tl.static_range(BLOCKS):
             keys = b * BLOCK + block
-            k1, k2 = _halves(k, keys, keys < length, cos, sin, stride, WIDTH, HALF, ROPE)
+            k1, k2 = _halves(k, keys, keys < length, cos, sin, key_stride, WIDTH, HALF, ROPE)
             live = (keys < length)[:, None] & (column < WIDTH)
             k1s, k2s = k1s + (k1,), k2s + (k2,)
             vs = vs + (tl.load(v + keys[:, None] * stride + column, live, 0.0),)
@@ -118,7 +118,7 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
         else:
             for begin_keys in range(0, length, BLOCK):
                 keys = begin_keys + block
-                k1, k2 = _halves(k, keys, keys < length, cos, sin, stride, WIDTH, HALF, ROPE)
+                k1, k2 = _halves(k, keys, keys < length, cos, sin, key_stride, WIDTH, HALF, False)
                 live = (keys < length)[:, None] & (column < WIDTH)
                 value = tl.load(v + keys[:, None] * stride + column, live, 0.0)
                 top, total, mixed = _attend(
@@ -128,6 +128,28 @@ def _attention(q, k, v, out, cu_seqlens, cos, sin, slopes, factor, stride,
         result = (mixed * (1.0 / total)[:, None]).to(out.dtype.element_ty)
         live = (at < length)[:, None] & (column < WIDTH)
         tl.store(out + at[:, None] * (HEADS * WIDTH) + column, result, live)
+
+
+@triton.jit
+def _rotate(x, out, cu_seqlens, cos, sin, stride,
+            HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
+            PADDED: tl.constexpr):  # fmt: skip
+    """All heads of one token, rotated by its position."""
+    at = tl.program_id(0)
+    row = tl.load(cu_seqlens + tl.program_id(1)).to(tl.int64) + at
+    if row < tl.load(cu_seqlens + tl.program_id(1) + 1):
+        head, column = tl.arange(0, PADDED)[:, None], tl.arange(0, HALF)[None, :]
+        inside = column < WIDTH // 2
+        keep = (head < HEADS) & inside
+        place = head * WIDTH + column
+        here = x + row * stride + place
+        first = tl.load(here, keep, 0.0).to(tl.float32)
+        second = tl.load(here + WIDTH // 2, keep, 0.0).to(tl.float32)
+        c = tl.load(cos + at * (WIDTH // 2) + column, inside, 0.0).to(tl.float32)
+        s = tl.load(sin + at * (WIDTH // 2) + column, inside, 0.0).to(tl.float32)
+        there = out + row * (HEADS * WIDTH) + place
+        tl.store(there, (first * c - second * s).to(out.dtype.element_ty), keep)
+        tl.store(there + WIDTH // 2, (second * c + first * s).to(out.dtype.element_ty), keep)
 
 
 def attention(
@@ -151,12 +173,18 @@ def attention(
     cos, sin = rope or (cu_seqlens, cu_seqlens)
     launch = RESIDENT if resident else STREAMING
     tiles = 1 if resident else triton.cdiv(max_seqlen, STREAMING["QUERIES"])
-    _attention[(heads, len(cu_seqlens) - 1, tiles)](
+    sizes = {"HEADS": heads, "WIDTH": width, "HALF": max(16, triton.next_power_of_2(width // 2))}
+    if rope is not None and not resident:
+        rotated = torch.empty_like(out)
+        _rotate[(max_seqlen, len(cu_seqlens) - 1)](
+            k, rotated, cu_seqlens, cos, sin, k.stride(0),
+            PADDED=triton.next_power_of_2(heads), **sizes,
+        )  # fmt: skip
+        k = rotated
+    _attention[(tiles, heads, len(cu_seqlens) - 1)](
         q, k, v, out, cu_seqlens, cos, sin, cu_seqlens if slopes is None else slopes,
-        LOG2_E / math.sqrt(width), q.stride(0),
-        HEADS=heads, WIDTH=width, HALF=max(16, triton.next_power_of_2(width // 2)),
-        BLOCK=BLOCK, BLOCKS=blocks if resident else 0, ROPE=rope is not None,
-        **launch,
+        LOG2_E / math.sqrt(width), q.stride(0), k.stride(0),
+        BLOCK=BLOCK, BLOCKS=blocks if resident else 0, ROPE=rope is not None, **sizes, **launch,
     )  # fmt: skip
     return out
 
@@ -167,22 +195,15 @@ def _piece(x, at, dim: tl.constexpr):
 
 
 @triton.jit
-def _layer_norm(x, delta, row_scale, owed, weight, bias, out, eps, factor,
+def _layer_norm(x, owed, weight, bias, out, eps, factor,
                 DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr,
-                DELTA: tl.constexpr, OWED: tl.constexpr, AFFINE: tl.constexpr):  # fmt: skip
-    """One row: x (+ row_scale·delta, stored) (+ owed), normed (affine), times a factor."""
+                OWED: tl.constexpr, AFFINE: tl.constexpr):  # fmt: skip
+    """One row: x (+ owed), normed (affine), times a factor."""
     row = tl.program_id(0)
     x += row.to(tl.int64) * DIM
     out += row.to(tl.int64) * DIM
     a, b = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
     xa, xb = _piece(x, a, DIM), _piece(x, b, DIM)
-    if DELTA:
-        delta += row.to(tl.int64) * DIM
-        scale = tl.load(row_scale + row)
-        xa += scale * _piece(delta, a, DIM)
-        xb += scale * _piece(delta, b, DIM)
-        tl.store(x + a, xa.to(x.dtype.element_ty), a < DIM)
-        tl.store(x + b, xb.to(x.dtype.element_ty), b < DIM)
     if OWED:
         xa += _piece(owed, a, DIM)
         xb += _piece(owed, b, DIM)
@@ -211,22 +232,16 @@ def layer_norm(
     owed: Tensor | None,
     affine: tuple[Tensor, Tensor] | None,
     eps: float,
-    *,
-    delta: Tensor | None = None,
-    row_scale: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm of x + owed over the last axis, (T, D) → (T, D) in x's dtype.
 
-    owed: float (D), added to every row but not stored. delta (T, D), with row_scale float32 (T):
-    row_scale·delta is added to x in place first. Without an affine map the result is e4m3, times
-    NORM_SCALE.
+    owed: float (D), added to every row but not stored. Without an affine map the result is e4m3,
+    times NORM_SCALE.
     """
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn if affine is None else x.dtype)
     weight, bias = affine or (x, x)
     _layer_norm[(len(x),)](
         x,
-        x if delta is None else delta,
-        x if row_scale is None else row_scale,
         x if owed is None else owed,
         weight,
         bias,
@@ -234,42 +249,11 @@ def layer_norm(
         eps,
         NORM_SCALE if affine is None else 1.0,
         **_pieces(x.shape[1]),
-        DELTA=delta is not None,
         OWED=owed is not None,
         AFFINE=affine is not None,
         num_warps=NORM_WARPS,
     )
     return out
-
-
-@triton.jit
-def _gelu_tanh(x):
-    return x / (1.0 + tl.exp2(-2.302208198 * (x + 0.044715 * x * x * x)))
-
-
-@triton.jit
-def _gelu_quantize(x, out, row_scale, largest,
-                   DIM: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0)
-    a, b = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
-    xa = _gelu_tanh(_piece(x + row.to(tl.int64) * DIM, a, DIM))
-    xb = _gelu_tanh(_piece(x + row.to(tl.int64) * DIM, b, DIM))
-    top = tl.maximum(tl.max(tl.abs(xa), 0), tl.max(tl.abs(xb), 0))
-    scale = tl.maximum(top, 1e-12) / largest
-    tl.store(row_scale + row, scale)
-    out += row.to(tl.int64) * DIM
-    tl.store(out + a, (xa / scale).to(out.dtype.element_ty), a < DIM)
-    tl.store(out + b, (xb / scale).to(out.dtype.element_ty), b < DIM)
-
-
-def gelu_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """GELU (tanh form) of (T, D): e4m3, and each row's scale, float32 (T)."""
-    out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    row_scale = x.new_empty(len(x), dtype=torch.float32)
-    _gelu_quantize[(len(x),)](
-        x, out, row_scale, FP8_MAX, **_pieces(x.shape[1]), num_warps=GELU_WARPS
-    )
-    return out, row_scale
 
 
 @triton.jit

@@ -26,7 +26,7 @@ FLOPS = {
 """Floating point operations a second that `embed` reaches on a device, file to file: measured on an
 H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 8 cores."""
 
-RELATIVE = {"fp32": 0.1, "fp8": 1.3}
+RELATIVE = {"fp32": 0.1, "fp8": 1.4}
 """How fast a GPU is in a precision, to fp16 and bf16."""
 
 _CORES = 8

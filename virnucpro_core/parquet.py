@@ -87,8 +87,13 @@ class TableWriter:
 def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[TableWriter]:
     """A TableWriter, to be finished in here; options are Parquet's."""
     options = {"compression": "zstd", "compression_level": 1, **options}
-    with pq.ParquetWriter(path, schema, write_page_checksum=True, **options) as writer:
-        yield TableWriter(writer)
+    # a file of ours: what goes wrong with one of Arrow's, as it is closed, has no errno
+    with path.open("wb") as file:
+        writer = pq.ParquetWriter(file, schema, write_page_checksum=True, **options)
+        try:
+            yield TableWriter(writer)
+        finally:
+            writer.is_open = False  # else its end would write a footer, to a file that is closed
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ FAULTS = {
     "EDQUOT": Fault(errno.EDQUOT, f"{CHANGES} sync close"),
     "EIO": Fault(errno.EIO, ALL),
     "EIO from then on": Fault(errno.EIO, ALL, ALL),
-    "EROFS from then on": Fault(errno.EROFS, f"{CHANGES} rename remove", f"{CHANGES} rename remove"),
+    "EROFS from then on": Fault(
+        errno.EROFS, f"{CHANGES} rename remove", f"{CHANGES} rename remove"
+    ),
     "ENOLCK": Fault(errno.ENOLCK, "lock"),
     "SIGKILL": Fault(-signal.SIGKILL, ALL),
     "SIGTERM": Fault(-signal.SIGTERM, ALL),

@@ -156,7 +156,8 @@ class Run:
         while orphans := at_work(self.process.pid):
             if time.monotonic() > until:
                 what = [Path(f"/proc/{pid}/cmdline").read_text() for pid in orphans]
-                input(repr(orphans)) if os.environ.get("STAY") else None; raise AssertionError(f"orphans are at work: {what}, {self.said}")
+                input(repr(orphans)) if os.environ.get("STAY") else None
+                raise AssertionError(f"orphans are at work: {what}, {self.said}")
             time.sleep(0.02)
         return code
 
@@ -323,9 +324,7 @@ def main() -> None:
     parser.add_argument("-o", type=Path)
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="kills-") as folder:
-        record = harness(
-            Path(folder), arguments.kills, arguments.seed, arguments.stages
-        ).record()
+        record = harness(Path(folder), arguments.kills, arguments.seed, arguments.stages).record()
     text = json.dumps(record, indent=2) + "\n"
     print(text, end="")
     if arguments.o:

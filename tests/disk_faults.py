@@ -33,7 +33,8 @@ HERE = Path(__file__).parent
 EDGE = HERE / "data/original/edge.fa"
 SECONDS = 60
 CHANGES = "open write truncate allocate make link"
-ALL = f"{CHANGES} sync close rename remove lock"
+NAMES = f"{CHANGES} rename remove"
+ALL = f"{NAMES} sync close lock"
 
 
 class Fault(NamedTuple):

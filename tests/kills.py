@@ -43,6 +43,8 @@ STAGES += ("models import", "split", "translate")
 NUMBERS = (*[signal.SIGKILL] * 3, signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
 NOTICE = 30
 """Seconds from SIGTERM to the end that a scheduler gives."""
+ORPHAN = 60
+"""Seconds that a worker may live on without its parent."""
 
 
 @dataclass
@@ -123,6 +125,8 @@ class Run:
                 stderr=said,
                 env=env,
                 start_new_session=True,
+                # a shell has a job in the background ignore it
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def lasts(self, seconds: float) -> bool:
@@ -150,16 +154,18 @@ class Run:
         return place
 
     def end(self, seconds: float) -> int:
-        """Its exit code; nobody of it is left."""
-        code = self.process.wait(seconds)
-        until = time.monotonic() + NOTICE
-        while orphans := at_work(self.process.pid):
-            if time.monotonic() > until:
-                what = [Path(f"/proc/{pid}/cmdline").read_text() for pid in orphans]
-                input(repr(orphans)) if os.environ.get("STAY") else None
-                raise AssertionError(f"orphans are at work: {what}, {self.said}")
-            time.sleep(0.02)
-        return code
+        """Its exit code, after so many seconds at most; nobody of it is left."""
+        # counted, not by the clock: where the machine stands still, so does this
+        for _ in range(int(20 * seconds)):
+            if not self.lasts(0.05):
+                break
+        assert self.process.returncode is not None, f"still at work: {self.said}"
+        for _ in range(int(20 * ORPHAN)):
+            if not at_work(self.process.pid):
+                return self.process.returncode
+            time.sleep(0.05)
+        orphans = [Path(f"/proc/{pid}/cmdline").read_text() for pid in at_work(self.process.pid)]
+        raise AssertionError(f"orphans are at work: {orphans}, {self.said}")
 
     @property
     def said(self) -> str:

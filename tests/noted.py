@@ -42,7 +42,7 @@ def main() -> None:
         note_embedding()
         return assemble(app)
 
-    typer.main.get_command = noted
+    typer.main.get_command = noted  # type: ignore[assignment]
     cli.main()
 
 

@@ -24,7 +24,7 @@ from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.models.packing import plan
 from virnucpro_core.models.rule import FEATURES, ContigRule
 from virnucpro_core.results.calls import WindowCalls
-from virnucpro_core.results.contigs import Region, contig_rows, viral_stretches
+from virnucpro_core.results.contigs import contig_rows, viral_stretches
 from virnucpro_core.results.prevalence import false_discovery
 from virnucpro_core.results.regions import CLIP, LEAST_SCORE, LEAST_WINDOWS, maximal_segments
 from virnucpro_core.sequences.codes import codon_residues
@@ -313,7 +313,7 @@ def test_scores_and_evidence_of_any_contigs_are_those_of_a_plain_count(
         ["contig", "length", "sequence"],
     )
     rows = contig_rows(inventory, calls, rule).to_pylist()
-    regions: list[Region] = []
+    regions: list[tuple[object, ...]] = []
     for contig, (own, text, row) in enumerate(zip(drawn, texts, rows, strict=True)):
         places = plain_windows(len(text), WINDOW)
         read = [n for n, (frames, run, _, _) in enumerate(own) if frames or run]
@@ -328,7 +328,7 @@ def test_scores_and_evidence_of_any_contigs_are_those_of_a_plain_count(
             assert row["score"] is row["viral_fraction"] is row["mean_virus_score"] is None
             assert (row["reason"] == "too_short") == (len(text) < 3)
             continue
-        n = len(read)
+        n, weight = len(read), dict(zip(FEATURES, RULE.weights, strict=True))
         about = pytest.approx
         assert row["reason"] is None
         assert row["viral_fraction"] == about(len(viral_windows) / n, rel=1e-3)
@@ -348,7 +348,6 @@ def test_scores_and_evidence_of_any_contigs_are_those_of_a_plain_count(
         assert row["score"] == about(score, rel=1e-3)
         by_window = [odds.get(at) for at in range(len(places))]
         if ruled:
-            weight = dict(zip(FEATURES, RULE.weights, strict=True))
             by_window = [
                 None if x is None
                 else weight["frames"] * x + weight["share"] + weight["one"] if at in framed
@@ -359,7 +358,7 @@ def test_scores_and_evidence_of_any_contigs_are_those_of_a_plain_count(
             inside = [own[at][3] for at in range(first, last) if at in read]
             mean = sum(inside) / len(inside)
             regions.append(
-                Region(contig, places[first][0], places[last - 1][1], len(inside), about(mean))
+                (contig, places[first][0], places[last - 1][1], len(inside), about(mean))
             )
     assert viral_stretches(calls, rule) == regions
 

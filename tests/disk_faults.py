@@ -1,6 +1,6 @@
 """Let every call that changes a file fail, in every stage, and compare what comes of it.
 
-    python tests/disk_faults.py [--most 1000] [-o disk-faults.md] [STAGE...]
+    python tests/disk_faults.py [--each 1000] [-o disk-faults.md] [STAGE...]
 
 A preloaded library gives calls on files under a folder a number; the one asked for fails, or brings
 a signal. Each command is a fork of a process that has its imports behind it.
@@ -19,12 +19,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from stages import STAGES, Inputs, old_or_new, results
 from tiny import write_tiny_model
@@ -35,6 +36,9 @@ SECONDS = 60
 CHANGES = "open write truncate allocate make link"
 NAMES = f"{CHANGES} rename remove"
 ALL = f"{NAMES} sync close lock"
+
+
+T = TypeVar("T")
 
 
 class Fault(NamedTuple):
@@ -85,6 +89,7 @@ class Disk:
     def run(self, words: list[str], fault: Fault | None = None, at: int = -1) -> Ended:
         """Run a command; the fault is at call number `at`."""
         code, lasting = (fault.code, fault.lasting) if fault else (0, "")
+        self._said.unlink(missing_ok=True)
         order = [str(self.folder), at, code, lasting, str(self._said), str(self._log), words]
         assert self._server.stdin
         assert self._server.stdout
@@ -136,8 +141,8 @@ def serve() -> None:
         folder, at, code, lasting, said, log, words = json.loads(line)
         child = os.fork()
         if child == 0:
-            for path, file in ((said, 1), (said, 2)):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), file)
+            for file in (1, 2):
+                os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), file)
             faulthandler.dump_traceback_later(SECONDS, exit=True)  # where it hangs
             calls = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             sys.argv[1:] = words
@@ -158,6 +163,12 @@ class Case(NamedTuple):
     wrong: str
 
 
+def _spread(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many items, evenly spread."""
+    number = min(most, len(items))
+    return [items[n * len(items) // number] for n in range(number)]
+
+
 class Sweep:
     """Stages on a failing disk, with what they are given and what they make of it unbroken."""
 
@@ -171,7 +182,7 @@ class Sweep:
             given = folder / name
             given.mkdir()
             (given / "contigs.fa").write_text("".join(f">{record}" for record in some))
-            other = write_tiny_model(folder / "parts", name, seed=len(records) + len(given.name))
+            other = write_tiny_model(folder / "parts", name, seed=len(some))
             self._given[name] = Inputs.of(given / "contigs.fa", given, tiny, other, 2)
 
     def _run(self, stage: str, age: str, over: bool, *fault: Any) -> Ended:
@@ -186,38 +197,49 @@ class Sweep:
         else:
             self._out.mkdir()
 
-    def of(self, stage: str, most: int, over: bool) -> Iterator[Case]:
-        """Cases of a stage: at most so many of each fault and call, spread over the run.
+    def unbroken(self, stage: str, over: bool) -> list[Call]:
+        """Run a stage without a fault, on which cases go by then; its calls.
 
-        over: begin with older results in the folder.
+        over: begin with older results in the folder, there and in each case.
         """
         self._begin(None)
         ended = self._run(stage, "old", False)
         assert ended.code == 0, ended
-        older, old = self._folder / "older" / stage, results(self._out)
+        older = self._folder / "older"
         shutil.rmtree(older, ignore_errors=True)
         shutil.copytree(self._out, older)
-        start = older if over else None
-        self._begin(start)
+        self._stage, self._older = stage, older if over else None
+        self._old = results(self._out) if over else {}
+        self._begin(self._older)
         ended = self._run(stage, "new", over)
         assert ended.code == 0, ended
-        new, calls = results(self._out), self._disk.calls()
-        before = old if over else {}
-        for name, fault in FAULTS.items():
-            for kind in fault.calls.split():
-                numbers = [n for n, call in enumerate(calls) if call.kind == kind]
-                step = max(1, -(-len(numbers) // most))
-                for at in numbers[::step]:
-                    self._begin(start)
-                    ended = self._run(stage, "new", over, fault, at)
-                    sentence = ended.said[-1] if ended.said else ""
-                    wrong = self._wrong(ended, fault, before, new)
-                    if not wrong:
-                        again = self._run(stage, "new", over)
-                        wrong = self._unlike(again, new)
-                    yield Case(stage, name, calls[at], ended.code, sentence, wrong)
+        self._new = results(self._out)
+        return self._disk.calls()
 
-    def _wrong(self, ended: Ended, fault: Fault, old: dict[str, Any], new: dict[str, Any]) -> str:
+    def of(self, stage: str, over: bool, each: int, most: int = 10_000) -> Iterator[Case]:
+        """Cases of a stage: at most `each` of a fault and a kind of call, and `most` in all."""
+        calls = self.unbroken(stage, over)
+        points = [
+            (fault, at)
+            for fault in FAULTS
+            for kind in FAULTS[fault].calls.split()
+            for at in _spread([n for n, call in enumerate(calls) if call.kind == kind], each)
+        ]
+        for fault, at in _spread(points, most):
+            yield self.case(fault, calls[at], at)
+
+    def case(self, fault: str, call: Call, at: int) -> Case:
+        """What comes of a fault at a call, by its number, and of the same command then."""
+        self._begin(self._older)
+        over = self._older is not None
+        ended = self._run(self._stage, "new", over, FAULTS[fault], at)
+        wrong = self._wrong(ended, FAULTS[fault])
+        if not wrong:
+            wrong = self._unlike(self._run(self._stage, "new", over))
+        sentence = ended.said[-1] if ended.said else ""
+        return Case(self._stage, fault, call, ended.code, sentence, wrong)
+
+    def _wrong(self, ended: Ended, fault: Fault) -> str:
         """Why an end is not as it is promised; nothing where it is."""
         last = ended.said[-1] if ended.said else ""
         ends = {1} if fault.code > 0 else {75} if -fault.code == signal.SIGTERM else {fault.code}
@@ -233,18 +255,38 @@ class Sweep:
             return "names no file"
         try:
             found = results(self._out)
-            old_or_new(found, old, new)
+            old_or_new(found, self._old, self._new)
         except Exception as error:
             return f"leaves {error}"
-        return "0 without a result" if ended.code == 0 and found != new else ""
+        return "0 without a result" if ended.code == 0 and found != self._new else ""
 
-    def _unlike(self, again: Ended, new: dict[str, Any]) -> str:
+    def _unlike(self, again: Ended) -> str:
         if again.code:
             return f"then exit code {again.code}: {again.said[-1:]}"
         left = [path.name for path in self._out.rglob("*") if ".partial" in path.name]
         if left:
             return f"then leaves {left[0]}"
-        return "" if results(self._out) == new else "then another result"
+        return "" if results(self._out) == self._new else "then another result"
+
+
+def table(cases: Sequence[Case]) -> str:
+    """A row of Markdown for each stage and fault."""
+    lines = [
+        "| stage | fault | calls that failed | exit codes | says, for example |",
+        "|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.stage, case.fault), []).append(case)
+    for (stage, fault), own in groups.items():
+        kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(c.call.kind for c in own).items())
+        codes = ", ".join(
+            f"{code}: {n}" for code, n in sorted(Counter(c.code for c in own).items())
+        )
+        said = next((c.sentence for c in own if c.code > 0), "")
+        said = re.sub(r"/\S+/(?=[^/\s]+: )", "", said).removeprefix("virnucpro: ")
+        lines.append(f"| {stage} | {fault} | {kinds} | {codes} | {said} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -253,24 +295,22 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="*", default=[*STAGES])
-    parser.add_argument("--most", type=int, default=1000)
+    parser.add_argument("--each", type=int, default=1000)
     parser.add_argument("-o", type=Path)
     arguments = parser.parse_args()
+    cases: list[Case] = []
     with TemporaryDirectory(prefix="faults-") as name, failing_disk(Path(name)) as disk:
         sweep = Sweep(Path(name), disk)
-        cases = []
         for stage in arguments.stages:
             for over in (False, True):
-                own = list(sweep.of(stage, arguments.most, over))
+                own = list(sweep.of(stage, over, arguments.each))
                 cases += own
                 wrong = [case for case in own if case.wrong]
                 print(stage, "over" if over else "fresh", len(own), len(wrong), flush=True)
-                seen = set()
                 for case in wrong:
-                    key = (case.fault, case.call.kind, re.sub(r"\d+", "", case.wrong))
-                    if key not in seen:
-                        seen.add(key)
-                        print("   ", *case[1:], flush=True)
+                    print("   ", *case[1:], flush=True)
+    if arguments.o:
+        arguments.o.write_text(table(cases))
 
 
 if __name__ == "__main__":

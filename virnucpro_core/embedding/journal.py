@@ -158,5 +158,6 @@ class RowWriter:
             self._pending.result()
         finally:
             self._executor.shutdown()
-            os.close(self._shard)
-            os.close(self._journal)
+            with blamed(self._path):
+                os.close(self._shard)
+                os.close(self._journal)

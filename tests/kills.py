@@ -1,6 +1,6 @@
 """Kill stages at any moment, in any way, start them again, and compare with the unbroken run.
 
-    python tests/kills.py [--kills 200] [--seed 0] [-o kills.json] [STAGE...]
+    python tests/kills.py [--kills 200] [--pipelines 6] [--seed 0] [-o kills.json] [STAGE...]
 
 An episode is a stage in a folder, empty or with older results in it. It is started and killed one
 to four times, and then left to its end. After each kill every file that a reader sees is the old
@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,10 +30,12 @@ from stages import Inputs, old_or_new, results
 from tiny import write_tiny_model
 
 from virnucpro_core.embedding.journal import Finished
+from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_meta
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 EDGE = HERE / "data/original/edge.fa"
 TWICE = {
     "embed, two workers": "embed TABLE -o OUT/s.h5 MODEL --device cpu,cpu FORCE",
@@ -178,19 +181,20 @@ class Run:
         words = (line.split() for line in self._notes.read_text().splitlines())
         return [(who, what, int(number)) for who, what, number in words]
 
-    def embedded(self) -> tuple[int, int, list[int]]:
-        """Frames: embedded, of them not yet sure to be kept, and those of each interval."""
-        total = unsure = 0
+    def embedded(self) -> tuple[int, int, int]:
+        """Frames: embedded, of them not surely kept, and in a checkpoint interval, at most.
+
+        An interval is written while the next is embedded, by each worker.
+        """
         intervals: dict[str, list[int]] = {}
         for who, what, number in self.notes():
             own = intervals.setdefault(who, [0])
             if what == "flushed":
                 own.append(0)
             own[-1] += number
-            total += number
-        # an interval is written while the next is embedded
+        total = sum(sum(own) for own in intervals.values())
         unsure = sum(sum(own[-2:]) for own in intervals.values())
-        return total, unsure, [frames for own in intervals.values() for frames in own if frames]
+        return total, unsure, sum(max(own) for own in intervals.values())
 
 
 class Harness:
@@ -242,7 +246,10 @@ class Harness:
         return self._known[stage]
 
     def _finished(self) -> int:
-        """Frames that the journals in the folder say are done."""
+        """Frames that are done, by the shard that is, or by the journals in the folder."""
+        whole = [path for path in (self.out / "s.h5", self.out / ".work/shard.h5") if path.exists()]
+        if any(EmbeddingFile(path).rows == self._rows for path in whole):
+            return self._rows
         places = {path.parent for path in self.out.rglob("*.journal")}
         return sum(int(Finished(place, self._rows).done.sum()) for place in places)
 
@@ -266,9 +273,10 @@ class Harness:
                 total += run.embedded()[0]
                 break
             self._kill(stage, run)
-            old_or_new(results(self.out), old, new)
+            found = results(self.out)
+            old_or_new(found, old, new)
             total += run.embedded()[0]
-            if embedding and run.process.returncode != 0 and run.embedded()[0]:
+            if embedding and found != new and run.embedded()[0]:
                 self._measure(run, before)
         run = self._start(stage, over=over)
         assert run.end(300) == 0, run.said
@@ -303,13 +311,86 @@ class Harness:
 
     def _measure(self, run: Run, before: int) -> None:
         """What a kill cost: no more than was not yet written when it came."""
-        embedded, unsure, intervals = run.embedded()
+        embedded, unsure, interval = run.embedded()
         lost = before + embedded - self._finished()
         assert 0 <= lost <= unsure, (lost, unsure, run.said)
         if run.process.returncode == 75 and "was killed" not in run.said:
             assert lost == 0, run.said
         self.summary.lost.append(lost)
-        self.summary.intervals.append(lost / max(intervals))
+        self.summary.intervals.append(lost / interval)
+
+
+def _tasks(folder: Path) -> list[int]:
+    """Processes of the package in a pipeline's folder of work."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            ours = (folder / "work") in path.readlink().parents
+            if ours and b"virnucpro" in (path.parent / "cmdline").read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def kill_pipelines(folder: Path, kills: int, seed: int, summary: Summary) -> None:
+    """Kill a pipeline's head, its group or a task so many times, resume it, and compare."""
+    rng = random.Random(seed)
+    records = (ROOT / "assets/demo/phages.fasta").read_text().split(">")[1:4]
+    command = [str(ROOT / "nextflow"), "run", str(ROOT / "main.nf"), "-profile", "test"]
+    command += ["--input", "few.fa", "--shard_bp", "2000"]
+
+    def start(place: Path, *words: str) -> subprocess.Popen[bytes]:
+        with (place / "said").open("ab") as said:
+            return subprocess.Popen(
+                [*command, *words],
+                cwd=place,
+                env={**os.environ, "NXF_ANSI_LOG": "false"},
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def fresh(number: int) -> Path:
+        place = folder / f"pipeline{number}"
+        place.mkdir()
+        (place / "few.fa").write_text("".join(f">{record}" for record in records))
+        return place
+
+    def finish(place: Path, *words: str) -> dict[str, Any]:
+        assert start(place, *words).wait(600) == 0, (place / "said").read_text()
+        found = results(place / "results")
+        return {name: of for name, of in found.items() if not name.startswith("pipeline_info")}
+
+    begin = time.monotonic()
+    unbroken = finish(fresh(0))
+    seconds = time.monotonic() - begin
+    print(f"pipeline: {seconds:.1f} s unbroken", file=sys.stderr)
+    assert "few/contigs.tsv" in unbroken
+    for number in range(1, kills + 1):
+        place, whom = fresh(number), ("head", "group", "task")[number % 3]
+        head = start(place)
+        time.sleep(rng.uniform(0.3, 0.9) * seconds)
+        which = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        while whom == "task" and not (at := _tasks(place)) and head.poll() is None:
+            time.sleep(0.05)
+        if head.poll() is not None:
+            continue
+        match whom:
+            case "head":
+                head.send_signal(which)
+            case "group":
+                os.killpg(head.pid, which)
+            case "task":
+                with suppress(ProcessLookupError):
+                    os.kill(rng.choice(at), which)
+        code = head.wait(600)
+        if whom == "task":  # it is tried again
+            assert code == 0, (place / "said").read_text()
+        summary.kills[f"pipeline / {which.name} / {whom}"] += 1
+        assert finish(place, "-resume") == unbroken, "the pipeline's results are not as unbroken"
+        summary.results["pipeline"] += 1
 
 
 def harness(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGES) -> Summary:
@@ -328,10 +409,13 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", default=STAGES)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pipelines", type=int, default=6, help="kills of a pipeline's run")
     parser.add_argument("-o", type=Path)
     arguments = parser.parse_args()
-    with TemporaryDirectory(prefix="kills-") as folder:
-        record = harness(Path(folder), arguments.kills, arguments.seed, arguments.stages).record()
+    with TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as folder:
+        summary = harness(Path(folder), arguments.kills, arguments.seed, arguments.stages)
+        kill_pipelines(Path(folder), arguments.pipelines, arguments.seed, summary)
+    record = summary.record()
     text = json.dumps(record, indent=2) + "\n"
     print(text, end="")
     if arguments.o:

@@ -309,8 +309,8 @@ def main() -> None:
                 print(stage, "over" if over else "fresh", len(own), len(wrong), flush=True)
                 for case in wrong:
                     print("   ", *case[1:], flush=True)
-    if arguments.o:
-        arguments.o.write_text(table(cases))
+            if arguments.o:
+                arguments.o.write_text(table(cases))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,6 @@ import pytest
 from kills import STAGES, Summary, harness, kill_pipelines
 from test_nextflow import NEXTFLOW
 
-FLUSHING = """
-import sys
-from virnucpro_core.embedding import journal
-journal.FLUSH_SECONDS = float(sys.argv.pop(1))
-from virnucpro_core.cli import main
-main()
-"""
-
 
 @pytest.mark.slow
 def test_stages_killed_a_hundred_times_give_the_unbroken_runs_results(tmp_path: Path) -> None:
@@ -39,6 +31,6 @@ def test_pipeline_killed_in_any_place_gives_the_unbroken_runs_results(tmp_path: 
     assert summary.kills.total() > 0
 
 
-def test_embed_killed_three_times_gives_the_unbroken_runs_rows(tmp_path: Path) -> None:
-    summary = harness(tmp_path, 3, seed=1, stages=["embed"])
-    assert summary.results["embed"] > 0
+def test_stages_killed_a_few_times_give_the_unbroken_runs_results(tmp_path: Path) -> None:
+    summary = harness(tmp_path, 4, seed=1, stages=["merge", "report"])
+    assert summary.kills.total() >= 4

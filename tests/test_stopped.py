@@ -225,6 +225,27 @@ cli.main()
     assert len(run.stderr.splitlines()) == 1
 
 
+def test_stopped_within_a_callback_that_drops_what_is_raised_exits_75() -> None:
+    code = """
+import os, signal, time, typer.main, weakref
+from virnucpro_core import cli
+assemble = typer.main.get_command
+class Thing:
+    pass
+def assembled(app):
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del thing
+    time.sleep(20)
+    return assemble(app)
+typer.main.get_command = assembled
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 75
+    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+
+
 def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:
     """As under nohup."""
     code = (

@@ -99,6 +99,23 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise _Stopped(signal.Signals(number).name)
 
 
+def _stop_once_more(lost: sys.UnraisableHookArgs) -> None:
+    """Let a signal come again that came in a callback of Python's own, which drops what is raised.
+
+    Such are those of weak references, as imports use them.
+    """
+    if not isinstance(lost.exc_value, _Stopped):
+        sys.__unraisablehook__(lost)
+        return
+    stopped = lost.exc_value
+
+    def stop(*_: object) -> None:
+        raise stopped
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)  # when the callback is over
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those it came of: a reader may have taken a lack of memory for a bad file."""
     while error is not None:
@@ -175,6 +192,7 @@ def main() -> None:
 
     A signal that asks to stop gives exit code 75, in whatever command, and leaves no partial file.
     """
+    sys.unraisablehook = _stop_once_more
     try:
         for number in _SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -182,7 +200,7 @@ def main() -> None:
         if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
             sys.meta_path.insert(0, _Rehearsal())
         code = run()
-        for number in _SIGNALS:
+        for number in (*_SIGNALS, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)  # nothing is left to be stopped
     except _Stopped as error:  # before it began, or as it told of its end
         code = _tell(error)

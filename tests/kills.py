@@ -20,12 +20,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pipeline_kills import kill_pipelines
 from stages import Inputs, old_or_new, results
 from tiny import write_tiny_model
 
@@ -35,7 +35,6 @@ from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_meta
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent
 EDGE = HERE / "data/original/edge.fa"
 TWICE = {
     "embed, two workers": "embed TABLE -o OUT/s.h5 MODEL --device cpu,cpu FORCE",
@@ -70,6 +69,11 @@ class Summary:
     """Of each kill that came while frames were embedded, in frames."""
     intervals: list[float] = field(default_factory=list)
     """The same over the frames of a checkpoint interval."""
+
+    def add(self, kills: Counter[str]) -> None:
+        """Kills of another kind, each of which ended in an unbroken run's results."""
+        self.kills += kills
+        self.results += Counter(key.split(" / ")[0] for key in kills.elements())
 
     def record(self) -> dict[str, Any]:
         places = ("stage", "signal", "place")
@@ -320,79 +324,6 @@ class Harness:
         self.summary.intervals.append(lost / interval)
 
 
-def _tasks(folder: Path) -> list[int]:
-    """Processes of the package in a pipeline's folder of work."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            ours = (folder / "work") in path.readlink().parents
-            if ours and b"virnucpro" in (path.parent / "cmdline").read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
-def kill_pipelines(folder: Path, kills: int, seed: int, summary: Summary) -> None:
-    """Kill a pipeline's head, its group or a task so many times, resume it, and compare."""
-    rng = random.Random(seed)
-    records = (ROOT / "assets/demo/phages.fasta").read_text().split(">")[1:4]
-    command = [str(ROOT / "nextflow"), "run", str(ROOT / "main.nf"), "-profile", "test"]
-    command += ["--input", "few.fa", "--shard_bp", "2000"]
-
-    def start(place: Path, *words: str) -> subprocess.Popen[bytes]:
-        with (place / "said").open("ab") as said:
-            return subprocess.Popen(
-                [*command, *words],
-                cwd=place,
-                env={**os.environ, "NXF_ANSI_LOG": "false"},
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-
-    def fresh(number: int) -> Path:
-        place = folder / f"pipeline{number}"
-        place.mkdir()
-        (place / "few.fa").write_text("".join(f">{record}" for record in records))
-        return place
-
-    def finish(place: Path, *words: str) -> dict[str, Any]:
-        assert start(place, *words).wait(600) == 0, (place / "said").read_text()
-        found = results(place / "results")
-        return {name: of for name, of in found.items() if not name.startswith("pipeline_info")}
-
-    begin = time.monotonic()
-    unbroken = finish(fresh(0))
-    seconds = time.monotonic() - begin
-    print(f"pipeline: {seconds:.1f} s unbroken", file=sys.stderr)
-    assert "few/contigs.tsv" in unbroken
-    for number in range(1, kills + 1):
-        place, whom = fresh(number), ("head", "group", "task")[number % 3]
-        head = start(place)
-        time.sleep(rng.uniform(0.3, 0.9) * seconds)
-        which = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        while whom == "task" and not (at := _tasks(place)) and head.poll() is None:
-            time.sleep(0.05)
-        if head.poll() is not None:
-            continue
-        match whom:
-            case "head":
-                head.send_signal(which)
-            case "group":
-                os.killpg(head.pid, which)
-            case "task":
-                with suppress(ProcessLookupError):
-                    os.kill(rng.choice(at), which)
-        code = head.wait(600)
-        if whom == "task":  # it is tried again
-            assert code == 0, (place / "said").read_text()
-        summary.kills[f"pipeline / {which.name} / {whom}"] += 1
-        assert finish(place, "-resume") == unbroken, "the pipeline's results are not as unbroken"
-        summary.results["pipeline"] += 1
-
-
 def harness(folder: Path, kills: int, seed: int, stages: Sequence[str] = STAGES) -> Summary:
     """Kill stages, one after the other, so many times in all."""
     one = Harness(folder, seed)
@@ -414,7 +345,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as folder:
         summary = harness(Path(folder), arguments.kills, arguments.seed, arguments.stages)
-        kill_pipelines(Path(folder), arguments.pipelines, arguments.seed, summary)
+        summary.add(kill_pipelines(Path(folder), arguments.pipelines, arguments.seed))
     record = summary.record()
     text = json.dumps(record, indent=2) + "\n"
     print(text, end="")

@@ -84,5 +84,5 @@ sbom: setup .tools/sbom/.installed
 
 # What make and the tools left behind; .venv and .tools stay.
 clean:
-	rm -rf demo build dist *.egg-info containers/sbom.cdx.json .mypy_cache .pytest_cache .ruff_cache .nf-test
+	rm -rf demo build dist *.egg-info containers/sbom.cdx.json .hypothesis .mypy_cache .pytest_cache .ruff_cache .nf-test
 	find virnucpro_core tests scripts -name __pycache__ -prune -exec rm -rf {} +

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from damage import at_most
 
-from virnucpro_core.embedding.devices import identity, leased
+from virnucpro_core.embedding.devices import identity, is_leased, leased
 from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.errors import GpuMemoryError, InputError
@@ -137,6 +139,22 @@ def test_lease_under_a_strict_umask_can_be_opened_by_other_users(
     finally:
         os.umask(before)
     assert (tmp_path / "virnucpro-GPU-1.lock").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_lease_where_another_user_has_put_something_else_neither_follows_nor_waits(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRNUCPRO_LOCKS", str(tmp_path))
+    monkeypatch.setattr("virnucpro_core.embedding.devices.identity", lambda _: "GPU-1")
+    path = tmp_path / "virnucpro-GPU-1.lock"
+    if kind == "link":
+        path.symlink_to("target")
+    else:
+        os.mkfifo(path)
+    with at_most(5), suppress(OSError):
+        assert not is_leased(torch.device("cuda:1"))
+    assert not (tmp_path / "target").exists()
 
 
 def test_lease_of_the_cpu_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

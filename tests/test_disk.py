@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from sample import Sample
 from test_embedding import CPU, read
-from test_kills import FLUSHING
 from tiny import repeated_frames
 
 from virnucpro_core.embedding.engine import embed
@@ -25,6 +24,14 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile, Origin
 from virnucpro_core.errors import InputError, MachineError
 from virnucpro_core.models.store import Model
+
+FLUSHING = """
+import sys
+from virnucpro_core.embedding import journal
+journal.FLUSH_SECONDS = float(sys.argv.pop(1))
+from virnucpro_core.cli import main
+main()
+"""
 
 
 def limited(bytes_: int, *words: object, preload: Path | None = None) -> tuple[int, str]:

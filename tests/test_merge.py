@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import h5py
@@ -56,6 +57,16 @@ def test_merge_shards_in_any_order_gives_the_frame_tables_order(
         assert np.array_equal(file["embedding"][()], values), "as any HDF5 reader sees it"
     if not copy:
         assert output.stat().st_size < 0.5 * values.nbytes
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_merge_at_another_time_gives_the_same_bytes(pieces: Pieces, copy: bool) -> None:
+    merges = []
+    for name in ("one.h5", "two.h5"):
+        merge(pieces.shards, pieces.frames, pieces.folder / name, copy=copy)
+        merges.append((pieces.folder / name).read_bytes())
+        time.sleep(1.1)  # HDF5's times are whole seconds
+    assert merges[0] == merges[1]
 
 
 def test_merge_result_moved_linked_and_published_is_still_whole(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -183,6 +184,35 @@ def test_predict_with_a_foreign_folder_of_that_name_leaves_it(
     with pytest.raises(vnp.InputError, match=r"\.work: is not a folder of predict's"):
         vnp.predict(fasta, "tiny", models_dir=models_dir, output=tmp_path / "out", force=True)
     assert [path.name for path in (tmp_path / "out").rglob("*")] == [".work", "mine"]
+
+
+def test_predict_killed_before_its_folder_was_known_goes_on(
+    fasta: Path, models_dir: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "new/.work"
+    work.mkdir(parents=True)
+    for name in (".contigs.parquet.partial", "..input.json.partial"):
+        (work / name).write_bytes(b"PAR1")
+    vnp.predict(fasta, "tiny", models_dir=models_dir, output=tmp_path / "new")
+    assert not work.exists()
+
+
+def test_predict_whose_work_cannot_be_removed_is_known_again(
+    out: Path, fasta: Path, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, new = os.unlink, tmp_path / "new"
+
+    def fail(path: Path, **where: Any) -> None:
+        if Path(path).name == "contigs.parquet":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        remove(path, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", fail)
+        vnp.predict(fasta, "tiny", models_dir=models_dir, output=new)
+    assert (new / ".work/contigs.parquet").exists()
+    vnp.predict(fasta, "tiny", models_dir=models_dir, output=new)
+    assert not (new / ".work").exists()
 
 
 def test_predict_two_at_once_in_one_folder_one_says_so_at_once(

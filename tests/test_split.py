@@ -93,3 +93,18 @@ def test_auto_shard_bp_follows_device_and_model_within_bounds(tmp_path: Path) ->
     assert auto_shard_bp(fasta, "virnucpro-300", "cpu") == 100_000
     assert auto_shard_bp(fasta, "mini", "h100") == 250_000_000
     assert auto_shard_bp([tmp_path / "absent"], "mini", "cpu") == 3_000_000
+
+
+def test_split_stopped_right_after_a_piece_leaves_nothing_and_goes_on(
+    edge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(folder: Path) -> None:
+        if list(folder.glob("piece_*.fasta")):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("virnucpro_core.files.sync_folder", stop)
+        with pytest.raises(KeyboardInterrupt):
+            split([edge], tmp_path / "out", 9000)
+    assert not (tmp_path / "out").exists()
+    assert len(split([edge], tmp_path / "out", 9000)) > 2

@@ -205,6 +205,47 @@ cli.main()
     assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
 
 
+@pytest.mark.parametrize("place", ["cli.run", "cli.resource.getrlimit", "cli._tell"])
+def test_stopped_before_it_begins_or_as_it_ends_exits_75(place: str) -> None:
+    code = f"""
+import os, signal
+from virnucpro_core import cli
+real = {place}
+def stopped(*given):
+    {place} = real
+    os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+{place} = stopped
+cli.sys.argv[1:] = ["predict", "gone.fa", "-o", "out", "--model", "none"]
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 75
+    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_stopped_within_a_callback_that_drops_what_is_raised_exits_75() -> None:
+    code = """
+import os, signal, time, typer.main, weakref
+from virnucpro_core import cli
+assemble = typer.main.get_command
+class Thing:
+    pass
+def assembled(app):
+    thing = Thing()
+    watched = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del thing
+    time.sleep(20)
+    return assemble(app)
+typer.main.get_command = assembled
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 75
+    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+
+
 def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:
     """As under nohup."""
     code = (

@@ -75,6 +75,11 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def done_as_a_signal_comes(task: Task, device: str, rank: int, world: int, stop: Event) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.wait(60)
+
+
 def wait_for_stop(task: Task, device: str, rank: int, world: int, stop: Event) -> None:
     (task.folder / f"ready{rank}").touch()
     assert stop.wait(60)
@@ -168,6 +173,12 @@ def test_signal_is_passed_on_to_all_workers(
     assert names(tmp_path, "stopped*") == ["stopped0", "stopped1"]
     (own,) = (record for record in caplog.records if not record.name.startswith("["))
     assert own.levelname == "WARNING"
+
+
+@pytest.mark.parametrize("devices", [["cpu"], TWO])
+def test_signal_after_the_last_batch_stops_as_well(devices: list[str], tmp_path: Path) -> None:
+    with pytest.raises(StoppedError, match="stopped by a signal"):
+        run_ranks(done_as_a_signal_comes, Task(tmp_path), devices, tmp_path / "out.h5")
 
 
 def test_workers_interrupted_while_they_start_print_no_traceback(

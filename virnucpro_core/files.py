@@ -85,6 +85,11 @@ def written_aside(path: Path) -> Iterator[Path]:
             sync_folder(target.parent)
 
 
+def is_aside(path: Path) -> bool:
+    """Whether a file is what `written_aside` leaves when its process is killed."""
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON as `written_aside` does."""
     with written_aside(path) as aside:
@@ -150,11 +155,13 @@ def locked(path: Path, sentence: str) -> Iterator[None]:
             try:
                 yield
             finally:
-                if _is(file, path):  # else its folder went with the work
-                    path.unlink(missing_ok=True)
+                with blamed(path):
+                    if _is(file, path):  # else its folder went with the work
+                        path.unlink(missing_ok=True)
             return
         finally:
-            os.close(file)
+            with blamed(path):
+                os.close(file)
 
 
 @cache

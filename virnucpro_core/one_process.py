@@ -6,7 +6,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
@@ -19,8 +19,8 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.estimate import amount_in, estimate, sizes_of
-from virnucpro_core.files import keep_apart, locked, made
-from virnucpro_core.inputs import Input, check_local, identify, read_record, same
+from virnucpro_core.files import is_aside, keep_apart, locked, made
+from virnucpro_core.inputs import RECORD, Input, check_local, identify, read_record, same
 from virnucpro_core.models import DEFAULT
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
@@ -169,7 +169,7 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
     with made(out), locked(out / f"{WORK}.lock", busy):
         new = not work.exists()
         known = read_record(work)
-        if known is None and not new and any(work.iterdir()):
+        if known is None and not new and not all(map(is_aside, work.iterdir())):
             raise InputError(f"{work}: is not a folder of predict's; move it away first.")
         if known is not None and not force and not same(known, given):
             raise InputError(
@@ -182,9 +182,20 @@ def _working(out: Path, given: Input, *, force: bool) -> Iterator[Path]:
                 yield work
             except (InputError, ModelError):
                 if new and not any(work.glob(f"{SHARD}*")):  # what was embedded is dear
-                    shutil.rmtree(work, ignore_errors=True)
+                    _clear(work)
                 raise
-            shutil.rmtree(work, ignore_errors=True)
+            _clear(work)
+
+
+def _clear(work: Path) -> None:
+    """Remove a folder of work, its record last: what is left of it, if so, is known again."""
+    with suppress(OSError):
+        for path in work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != RECORD:
+                path.unlink()
+        shutil.rmtree(work)
 
 
 def _kept(out: Path, given: Input, model: Model, precision: str | None, code: str) -> Scores | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -72,8 +72,8 @@ class _Sums:
 class TableWriter:
     """Writes batches of one schema, and at the end what the footer says of them."""
 
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer, self._sums = writer, _Sums()
+    def __init__(self, writer: pq.ParquetWriter, file: BinaryIO) -> None:
+        self._writer, self._file, self._sums = writer, file, _Sums()
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Write rows, as one row group."""
@@ -81,17 +81,23 @@ class TableWriter:
         self._sums.add(batch)
 
     def finish(self, said: Mapping[str, str] | None = None) -> None:
-        """Write the footer, with this in it."""
+        """Write the footer, with this in it, and all that is not written yet."""
         self._writer.add_key_value_metadata({_SUMS: json.dumps(self._sums.of), **(said or {})})
         self._writer.close()
+        self._file.flush()
 
 
 @contextmanager
 def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[TableWriter]:
     """A TableWriter, to be finished in here; options are Parquet's."""
     options = {"compression": "zstd", "compression_level": 1, **options}
-    with pq.ParquetWriter(path, schema, write_page_checksum=True, **options) as writer:
-        yield TableWriter(writer)
+    # a file of ours: what goes wrong with one of Arrow's, as it is closed, has no errno
+    with path.open("wb") as file:
+        writer = pq.ParquetWriter(file, schema, write_page_checksum=True, **options)
+        try:
+            yield TableWriter(writer, file)
+        finally:
+            writer.is_open = False  # else its end would write a footer, to a file that is closed
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,23 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     raise _Stopped(signal.Signals(number).name)
 
 
+def _stop_once_more(lost: sys.UnraisableHookArgs) -> None:
+    """Let a signal come again that came in a callback of Python's own, which drops what is raised.
+
+    Such are those of weak references, as imports use them.
+    """
+    if not isinstance(lost.exc_value, _Stopped):
+        sys.__unraisablehook__(lost)
+        return
+    stopped = lost.exc_value
+
+    def stop(*_: object) -> None:
+        raise stopped
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)  # when the callback is over
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and those it came of: a reader may have taken a lack of memory for a bad file."""
     while error is not None:
@@ -125,6 +142,15 @@ def _verdict(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def _tell(error: BaseException) -> int:
+    """Say what an error is; its exit code. A fault of the program is raised again."""
+    verdict = _verdict(error)
+    if verdict is None:
+        raise error
+    print(f"virnucpro: {verdict[0]}", file=sys.stderr)
+    return verdict[1]
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command, that of the process by default; its exit code. A refusal is one sentence."""
     try:
@@ -142,11 +168,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return 1
     except (Exception, _Stopped) as error:
-        verdict = _verdict(error)
-        if verdict is None:
-            raise
-        sentence, code = verdict
-        print(f"virnucpro: {sentence}", file=sys.stderr)
+        code = _tell(error)
     return code if isinstance(code, int) else 0
 
 
@@ -170,12 +192,18 @@ def main() -> None:
 
     A signal that asks to stop gives exit code 75, in whatever command, and leaves no partial file.
     """
-    for number in _SIGNALS:
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, _stop)  # nohup and `&` have some of them ignored
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        sys.meta_path.insert(0, _Rehearsal())
-    code = run()
+    sys.unraisablehook = _stop_once_more
+    try:
+        for number in _SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, _stop)  # nohup and `&` have some of them ignored
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            sys.meta_path.insert(0, _Rehearsal())
+        code = run()
+        for number in (*_SIGNALS, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)  # nothing is left to be stopped
+    except _Stopped as error:  # before it began, or as it told of its end
+        code = _tell(error)
     with suppress(OSError):  # said already
         sys.stdout.flush()
     sys.stderr.flush()

@@ -90,10 +90,11 @@ def _lock(device: torch.device, held: ExitStack) -> bool:
     """Take a GPU's lock, which the kernel gives back when this process ends, however it ends."""
     folder = os.environ.get("VIRNUCPRO_LOCKS", "/tmp")  # not $TMPDIR, which may be a task's own
     path = Path(folder, f"virnucpro-{re.sub(r'[^A-Za-z0-9-]', '_', identity(device))}.lock")
+    how = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # in a folder of everybody's
     try:
-        file = os.open(path, os.O_RDONLY)  # another user's may be opened, not created
+        file = os.open(path, how)  # another user's may be opened, not created
     except FileNotFoundError:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT)
+        file = os.open(path, how | os.O_CREAT, 0o644)
         with suppress(PermissionError):  # another user was faster
             os.fchmod(file, 0o644)  # whatever the umask, for other users' runs
     try:

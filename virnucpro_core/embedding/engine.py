@@ -214,7 +214,8 @@ def finish(folder: Path, output: Path, rows: int) -> None:
             with written_aside(output) as aside:
                 shutil.copyfile(folder / SHARD, aside)
         sync_folder(output.parent)
-    shutil.rmtree(folder)
+    with blamed(folder):
+        shutil.rmtree(folder)
 
 
 def _finished(output: Path, origin: Origin, meta: FrameMeta, *, force: bool) -> bool:

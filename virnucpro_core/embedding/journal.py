@@ -31,7 +31,7 @@ Checksums = NDArray[np.uint32]
 
 FLUSH_BYTES = 64 << 20
 FLUSH_SECONDS = 2.0
-"""What a kill costs, at most."""
+"""What a kill costs, at most, and what is being written as it comes."""
 
 _HEAD = struct.Struct("<II")
 _ROW, _CHECKSUM = np.dtype("<i8"), np.dtype("<u4")
@@ -158,5 +158,6 @@ class RowWriter:
             self._pending.result()
         finally:
             self._executor.shutdown()
-            os.close(self._shard)
-            os.close(self._journal)
+            with blamed(self._path):
+                os.close(self._shard)
+                os.close(self._journal)

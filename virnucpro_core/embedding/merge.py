@@ -120,6 +120,7 @@ def _write_merged(
             ("frame_id", (), h5py.string_dtype("utf-8", widest), None),
         ):
             layout = h5py.VirtualLayout((rows, *width), kind)
+            layout.dcpl.set_obj_track_times(False)  # the same content is the same bytes
             first = 0
             for shard, name in zip(shards, names, strict=True):
                 if shard.rows:

@@ -33,7 +33,10 @@ Rank = Callable[[J, str, int, int, Event], None]
 
 @contextmanager
 def stop_on_signal() -> Iterator[Event]:
-    """An event that SIGTERM, SIGINT or SIGUSR2 sets; off the main thread it stays unset."""
+    """An event that SIGTERM, SIGINT or SIGUSR2 sets; off the main thread it stays unset.
+
+    Raises StoppedError at the end where it is set, be it after the last batch.
+    """
     stop = Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -50,6 +53,8 @@ def stop_on_signal() -> Iterator[Event]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+    if stop.is_set():
+        raise StoppedError("stopped by a signal; run the same command to go on.")
 
 
 UNGUARDED = (
@@ -228,10 +233,8 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) ->
                 for rank, device in enumerate(devices)
             ]
             failures = _until_all_end(running, stop)
-        if stop.is_set():
-            raise StoppedError("stopped by a signal; run the same command to go on.")
-        if failures:
-            raise failures[0]
+    if failures:
+        raise failures[0]
 
 
 def _until_all_end(running: list[_Worker], stop: Event) -> list[VirNucProError]:

@@ -117,6 +117,7 @@ def _cut(
         numbered = _pieces(read_fasta(fasta), shard_bp)
         for piece, contigs in groupby(numbered, itemgetter(0)):
             path = folder / f"piece_{piece:05d}.fasta"
+            pieces.append(path)  # before it is there: a signal may come right after
             with written_aside(path) as aside, aside.open("wb") as handle:
                 for batch in batches(contig for _, contig in contigs):
                     for contig in batch:
@@ -125,6 +126,5 @@ def _cut(
                     writer.write(_inventory(batch, piece))  # one row group
                     progress.advance(sum(len(contig.sequence) for contig in batch))
                     count += len(batch)
-            pieces.append(path)
         writer.finish({CUT_FROM: json.dumps(given)})
     return count

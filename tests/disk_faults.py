@@ -270,8 +270,12 @@ class Sweep:
 
 
 def table(cases: Sequence[Case]) -> str:
-    """A row of Markdown for each stage and fault."""
+    """A page of Markdown, with a row for each stage and fault."""
+    wrong = sum(bool(case.wrong) for case in cases)
     lines = [
+        "# Calls that change files, failing\n",
+        f"{len(cases)} cases, {wrong} of them not as docs/reliability.md promises. Each stage, in",
+        "an empty folder and over older results; exit codes with the number of cases.\n",
         "| stage | fault | calls that failed | exit codes | says, for example |",
         "|---|---|---|---|---|",
     ]

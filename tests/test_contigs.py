@@ -152,7 +152,7 @@ def test_call_again_is_what_classify_with_these_criteria_gives(planted: Sample) 
     assert (planted.folder / "out/contigs.tsv").read_bytes() != before
     ran = json.loads((planted.folder / "out/summary.json").read_text())["ran"]
     stages = [[*one["seconds"]] for one in ran]
-    assert stages == [["translate", "merge", "classify"], ["call"]]
+    assert stages == [["embed", "classify"], ["call"]]
 
 
 @pytest.mark.parametrize("damage", ["nothing there", "another version", "no scores", "no bases"])

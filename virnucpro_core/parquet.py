@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +33,6 @@ _SAID = {
     "genetic_code": r"auto|[1-9]\d?",
     "read_with": r'\{("[1-9]\d?": \d{1,12}(, )?)*\}',
     "digest": r"[0-9a-f]{64}",
-    "seconds": r"(\d{1,9}\.\d{3})?",
 }
 """What the footer of a frame table says, and how that looks."""
 BATCH_ROWS = 65_536
@@ -106,7 +105,6 @@ class FrameMeta:
 
     genetic_code: as translate was told, a number or `auto`. read_with: the number of contigs by
     the code that they were read with. runs: whether windows without a frame have their longest run.
-    seconds: how long translate took, 0 where it does not say.
     """
 
     window: int
@@ -115,7 +113,6 @@ class FrameMeta:
     read_with: dict[str, int]
     digest: str
     rows: int
-    seconds: float = field(compare=False)
 
 
 _UNREADABLE = (
@@ -199,7 +196,6 @@ def frame_meta(path: Path) -> FrameMeta:
         json.loads(found["read_with"]),
         found["digest"],
         table.metadata.num_rows,
-        float(found["seconds"] or 0),
     )
 
 

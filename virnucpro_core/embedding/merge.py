@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -90,21 +89,13 @@ def _relative(source: Path, folder: Path) -> str:
 
 
 def _write_merged(
-    path: Path,
-    shards: Sequence[EmbeddingFile],
-    frames: Sequence[Path],
-    copy: bool,
-    seconds: float,
+    path: Path, shards: Sequence[EmbeddingFile], frames: Sequence[Path], copy: bool
 ) -> None:
-    """Join shards, in order, into one file: virtual datasets over them, or a copy.
-
-    seconds: what it took to check them.
-    """
+    """Join shards, in order, into one file: virtual datasets over them, or a copy."""
     rows, dim, origin = sum(shard.rows for shard in shards), shards[0].dim, shards[0].origin
     names = [_relative(shard.path, path.parent) for shard in shards]
 
     def describe(file: h5py.File) -> None:
-        file.attrs["merge_seconds"] = seconds
         table = file.create_group("sources")
         table["path"] = np.array([name.encode() for name in names])
         table["rows"] = np.array([shard.rows for shard in shards], np.int64)
@@ -154,12 +145,11 @@ def merge(
     foreign, truncated, not finite, made with another model, or in the place of the output.
     """
     keep_apart(output, [*shards, *frames])
-    began = time.perf_counter()
     paired = _pair(shards, frames)
     rows: int = sum(shard.rows for shard in paired)
     with Progress("merge", rows, "embeddings") as progress:
         for shard, table in zip(paired, frames, strict=True):
             _check_shard(shard, table, paired[0], progress)
-        _write_merged(output, paired, frames, copy, time.perf_counter() - began)
+        _write_merged(output, paired, frames, copy)
     logger.info("%d embeddings of %s", rows, counted(len(paired), "shard"))
     return rows

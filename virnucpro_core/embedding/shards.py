@@ -214,8 +214,7 @@ class EmbeddingFile:
     """A shard, or the merged embeddings of a sample, read source by source.
 
     Reading does not go through the virtual dataset, which gives its fill value in silence where a
-    source is missing. rows, dim, id_type, origin and sources say what the file holds,
-    merge_seconds how long it took to check and join them.
+    source is missing. rows, dim, id_type, origin and sources say what the file holds.
 
     Raises InputError when the file or one of its sources is missing, truncated or another.
     """
@@ -226,7 +225,6 @@ class EmbeddingFile:
             self.origin = Origin.read(file)
             self.rows, self.dim = file["embedding"].shape
             self.id_type = file["frame_id"].dtype
-            self.merge_seconds = float(file.attrs.get("merge_seconds", 0))
             if any(file[name].shape != (self.rows,) for name in ("frame_id", "checksum")):
                 raise ValueError("its parts are not of one length")
             if "sources" in file:

@@ -185,11 +185,8 @@ def _score(
 
 def score(
     embeddings: Path, frames: Sequence[Path], contigs: Path, model: Model
-) -> tuple[Scores, Input, dict[str, float]]:
-    """Score every frame by its embedding, in the inventory's order.
-
-    Also tells whose frames they are, and how many seconds the stages before took, of each those of
-    all its tasks, as the files say.
+) -> tuple[Scores, Input]:
+    """Score every frame by its embedding, in the inventory's order; also whose frames they are.
 
     Raises InputError when the parts do not belong together or an embedding is not finite,
     ModelError when the classifier does not load or takes embeddings of another width.
@@ -214,15 +211,8 @@ def score(
     tables = _pair_tables(source, metas, contigs, model.window)
     given = [{"name": table.name, "sha256": source.digest} for table, source in tables]
     read_with = sum((Counter(meta.read_with) for _, meta in metas), Counter())
-    used = source.used()
-    seconds = {
-        "translate": sum(meta.seconds for _, meta in metas),
-        "embed": sum(float(one["seconds"]) for one in used),
-        "merge": source.merge_seconds,
-    }
     batches = _score(tables, classifier, model)
-    known = {stage: spent for stage, spent in seconds.items() if spent}
-    return Scores(batches, made, used, read_with, []), given, known
+    return Scores(batches, made, source.used(), read_with, []), given
 
 
 def made_with(origin: Origin, model: Model, genetic_code: str) -> dict[str, Any]:
@@ -272,17 +262,18 @@ def classify(
 
     given: what to record as the input in place of the frame tables. Results of another input in
     `out` are replaced only if force is set. seconds: of the stages before, in place of what the
-    files say of them.
+    embeddings say of theirs.
 
     Returns and writes what `call` does; raises as `score` and `call` do, and InputError for
     results of another input and for criteria that the model cannot be called by.
     """
     criteria = criteria_for(model.rule, model.name, **asked)
     keep_apart(out / "frames.parquet", frames)
-    scores, tables, spent = score(embeddings, frames, contigs, model)
+    scores, tables = score(embeddings, frames, contigs, model)
     refuse_other(out, given or tables, force=force)
     parts = (scores, contigs, out, given or tables)
-    return call(*parts, criteria, rule=model.rule, sample=sample, seconds=seconds or spent)
+    seconds = seconds or {"embed": sum(one["seconds"] for one in scores.used)}
+    return call(*parts, criteria, rule=model.rule, sample=sample, seconds=seconds)
 
 
 def call(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -79,7 +78,7 @@ class FrameTable:
     TEXT = ("frame_id", "nucleotide", "protein")
 
     def __init__(self, writer: TableWriter, window: int, setting: str, runs: bool) -> None:
-        self._writer, self._began = writer, time.perf_counter()
+        self._writer = writer
         self._said = {
             "format": FRAME_FORMAT,
             "window": str(window),
@@ -114,7 +113,6 @@ class FrameTable:
             **self._said,
             "read_with": json.dumps(self.read_with),
             "digest": digest.hexdigest(),
-            "seconds": f"{time.perf_counter() - self._began:.3f}",
         }
         self._writer.finish({f"virnucpro.{name}": text for name, text in said.items()})
 

@@ -54,8 +54,8 @@ TESTS = {
     "embedding/devices": "devices",
     "models/classifier": "classifier",
     "models/rule": "rule contigs calls",
-    "models/store": "store own_head predict",
-    "models/layout": "store checkpoints",
+    "models/store": "store own_head fuzz_models predict",
+    "models/layout": "store checkpoints fuzz_models",
     "models/gate": "validate",
     "results/calls": "calls contigs legacy",
     "results/contigs": "contigs calls properties",
@@ -64,11 +64,11 @@ TESTS = {
     "results/regions": "regions properties",
     "results/legacy": "legacy",
     "results/classify": "calls predict calls_refused",
-    "results/kept": "calls calls_refused predict options_calls",
+    "results/kept": "calls calls_refused predict configuration options_calls",
     "results/again": "calls calls_refused options_calls predict",
     "one_process": "predict options options_calls",
-    "files": "files full_disk",
-    "parquet": "reading files fuzz_tables",
+    "files": "files full_disk disk_faults",
+    "parquet": "reading fuzz_tables split files full_disk",
 }
 """Of each module that decides values or files, the tests that are its own, without `test_`."""
 
@@ -118,15 +118,28 @@ def _variants(node: ast.AST) -> Iterator[ast.AST]:
         case ast.If(test=test) | ast.IfExp(test=test):
             other.test = ast.UnaryOp(ast.Not(), test)
             yield other
-        case ast.Call(keywords=[*_, ast.keyword(arg=str())]):
+        case ast.Call(keywords=[*_, ast.keyword(arg=str(name))]) if name != "strict":
             other.keywords = other.keywords[:-1]
             yield other
         case ast.Raise() | ast.Expr(value=ast.Call()):
             yield ast.Pass()
 
 
+def _is_assertion(node: ast.AST) -> bool:
+    """What no run comes to, or none without an error: `assert`, its error, a zip's `strict`."""
+    match node:
+        case ast.Raise(exc=ast.Call(func=ast.Name(id="AssertionError"))):
+            return True
+        case ast.keyword(arg="strict"):
+            return True
+    return isinstance(node, ast.Assert)
+
+
 def mutants(module: str) -> Iterator[Mutant]:
-    """All mutants of a module. Hints and decorators have none, nor f-strings (no places)."""
+    """All mutants of a module.
+
+    Hints, decorators and assertions have none, nor f-strings (no places).
+    """
     text = (ROOT / "virnucpro_core" / f"{module}.py").read_bytes()
     starts = [0]
     for line in text.splitlines(keepends=True):
@@ -138,7 +151,7 @@ def mutants(module: str) -> Iterator[Mutant]:
         for outer in (
             *(getattr(node, name, None) for name in ("annotation", "returns")),
             *getattr(node, "decorator_list", ()),
-            node if isinstance(node, ast.JoinedStr) else None,
+            node if isinstance(node, ast.JoinedStr) or _is_assertion(node) else None,
         )
         if outer is not None
         for inner in ast.walk(outer)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from damage import at_most
 
-from virnucpro_core.embedding.devices import identity, is_leased, leased
+from virnucpro_core.embedding.devices import gpu_facts, identity, is_leased, leased
 from virnucpro_core.embedding.encoders import FrameEncoder
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.errors import GpuMemoryError, InputError
@@ -205,3 +205,10 @@ def test_out_of_gpu_memory_has_an_exit_code_of_its_own(
     with pytest.raises(GpuMemoryError, match="while loading tiny") as refused:
         embed(edge_frames, tmp_path / "shard.h5", tiny, devices="cpu")
     assert refused.value.exit_code == 4
+
+
+def test_facts_of_gpus_name_what_hides_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES is ''" in gpu_facts()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "CUDA_VISIBLE_DEVICES" not in gpu_facts()

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tiny import save_dnabert_s, save_esm2
+from tiny import save_dnabert_s, save_esm2, write_tiny_model
 
 import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, ModelError
@@ -297,3 +297,9 @@ def test_load_encoder_other_models_weights_are_refused(tmp_path: Path) -> None:
 def test_dnabert_s_without_tokenizer_embeds_no_text() -> None:
     with pytest.raises(ModelError, match=r"without tokenizer\.json"):
         DNABERTS(64, 1, 24, 3, 40).embed(["ACGT"])
+
+
+def test_tokenizer_whose_ids_the_encoder_lacks_is_refused_as_it_is_read(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path).nucleotide / "tokenizer.json"
+    with pytest.raises(ModelError, match="one beyond the encoder's 2; fetch the model again"):
+        NucleotideTokenizer(path, 2)

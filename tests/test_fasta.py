@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.sequences.fasta import Contig, read_fasta
+from virnucpro_core.sequences.fasta import MAX_BASES, Contig, read_fasta
 
 TEXT = b">a first contig\r\nACGT\r\nacgn\r\n\r\n>b\nTTTT\nRYK\n>empty\n>c\tx y\n  AC GT\n"
 CONTIGS = [
@@ -106,6 +106,7 @@ def test_read_fasta_bad_file_is_refused_with_file_line_and_remedy(
 def test_read_fasta_contig_too_long_for_a_text_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert MAX_BASES < 2**31, "Arrow's texts end there"
     monkeypatch.setattr("virnucpro_core.sequences.fasta.MAX_BASES", 8)
     (tmp_path / "in.fa").write_text(">a\nACGTACGT\n>b\nACGT\nACGTA\n")
     with pytest.raises(

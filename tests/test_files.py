@@ -14,11 +14,18 @@ from test_cli import assert_refused, virnucpro
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import made, written_aside
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
 REPLACED = "is an input that the output would replace; "
+
+
+def test_folder_below_a_file_is_refused_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    refused = pytest.raises(InputError, match=r"/a: is a file where a folder has to be; name")
+    with refused, made(tmp_path / "a/b/c"):
+        pass
 
 
 @pytest.mark.parametrize("link", [False, True])

@@ -11,18 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from sample import Sample
 from tiny import write_tiny_model
 
 import virnucpro_core as vnp
-from virnucpro_core.errors import MachineError
+from virnucpro_core.errors import InputError, MachineError
 from virnucpro_core.models.classifier import load_classifier
 from virnucpro_core.models.dnabert_s import load_dnabert_s
 from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import resolve_model, verify
-from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
+from virnucpro_core.parquet import (
+    frame_batches,
+    frame_meta,
+    inventory_batches,
+    table_writer,
+)
 from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
@@ -99,3 +106,29 @@ def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
         with pytest.raises(MachineError, match=f"{path}: Input/output error"):
             read(path)
     shutil.rmtree(model.folder)
+
+
+def test_batches_have_the_columns_that_are_asked_for(sample: Sample) -> None:
+    assert next(frame_batches(sample.frames[0], ["window"])).schema.names == ["window"]
+    assert next(inventory_batches(sample.contigs, ["length"])).schema.names == ["length"]
+
+
+@pytest.mark.parametrize("columns", [None, ["length", "sequence"]])
+def test_inventory_whose_lengths_are_not_those_of_its_bases_is_refused(
+    columns: list[str] | None, sample: Sample, tmp_path: Path
+) -> None:
+    table, path = pq.read_table(sample.contigs), tmp_path / "contigs.parquet"
+    at = table.schema.get_field_index("length")
+    longer = pc.add(table["length"], pa.scalar(1, table.schema.field(at).type))
+    pq.write_table(table.set_column(at, table.schema.field(at), longer), path)
+    with pytest.raises(InputError, match="a contig's length is not that of its bases; split again"):
+        list(inventory_batches(path, columns))
+
+
+def test_table_is_whole_once_it_is_finished(tmp_path: Path) -> None:
+    """Older results are taken away after that, and only then."""
+    batch = pa.record_batch({"x": pa.array([1, 2, 3])})
+    with table_writer(tmp_path / "t.parquet", batch.schema) as writer:
+        writer.write(batch)
+        writer.finish()
+        assert pq.read_table(tmp_path / "t.parquet").num_rows == 3

@@ -48,6 +48,11 @@ def test_segments_of_a_paper_s_example_are_as_printed_there() -> None:
     assert maximal_segments(scores) == [(0, 1, 4), (2, 3, 3), (4, 11, 7)]
 
 
+@pytest.mark.parametrize("scores", [[0.0], [0.0, -1.0, 0.0], [-2.0, 0.0]])
+def test_scores_of_nothing_are_no_segment(scores: list[float]) -> None:
+    assert maximal_segments(scores) == []
+
+
 def test_segments_of_a_chromosome_that_falls_all_along_take_a_pass_over_it() -> None:
     begun = time.process_time()
     assert len(maximal_segments([1.0, -2.0] * 40_000)) == 40_000

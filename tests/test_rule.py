@@ -79,6 +79,19 @@ def test_features_are_means_over_all_windows_that_were_read() -> None:
     assert RULE.probability(found[2:]) == pytest.approx([1 / (1 + np.exp(0.5 - 0.2))])
 
 
+def test_a_window_alone_scores_as_a_contig_of_that_window_does() -> None:
+    odds, framed = np.array([4.0, -3.0, 2.0]), np.array([True, False, False])
+    alone = features(np.arange(3), odds, framed, 3)
+    expected = np.log(1 / (1 / RULE.probability(alone) - 1))
+    assert RULE.windows(odds, framed) == pytest.approx(expected)
+
+
+def test_a_score_beyond_what_a_float_holds_is_certain_without_a_warning() -> None:
+    far = np.array([[1e6, 0, 0, 0, 0, 0, 0], [-1e6, 0, 0, 0, 0, 0, 0]])
+    with np.errstate(all="raise", under="ignore"):
+        assert RULE.probability(far) == pytest.approx([1, 0])
+
+
 def test_a_model_with_a_rule_calls_by_it_and_reads_windows_without_a_frame(
     fasta: Path, models: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +101,9 @@ def test_a_model_with_a_rule_calls_by_it_and_reads_windows_without_a_frame(
     )
     assert [row["call"] == "no_call" for row in plain] == [False, False, True, True]
     assert [row["call"] == "no_call" for row in ruled] == [False, False, False, True]
+    for name in ("plain", "ruled"):
+        made = json.loads((tmp_path / name / "summary.json").read_text())
+        assert made["runs"] is (name == "ruled")
     assert [row["frames"] for row in ruled] == [row["frames"] for row in plain]
     assert [row["score"] for row in plain] == [row["viral_fraction"] for row in plain]
     assert all(row["probability"] is row["fdr"] is None for row in plain)

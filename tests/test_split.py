@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from virnucpro_core.parquet import inventory_batches
+from virnucpro_core.inputs import identify
+from virnucpro_core.parquet import cut_from, inventory_batches
 from virnucpro_core.sequences.pace import auto_shard_bp
 from virnucpro_core.sequences.split import split
 
@@ -108,3 +109,14 @@ def test_split_stopped_right_after_a_piece_leaves_nothing_and_goes_on(
             split([edge], tmp_path / "out", 9000)
     assert not (tmp_path / "out").exists()
     assert len(split([edge], tmp_path / "out", 9000)) > 2
+
+
+def test_split_says_how_many_contigs_and_of_which_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "virnucpro.split")
+    fasta = tmp_path / "in.fa"
+    fasta.write_text(">a\nACGT\n>b\nACGT\n>c\nACGT\n")
+    split([fasta], tmp_path / "out", 8)
+    assert caplog.messages == ["3 contigs in 2 pieces"]
+    assert cut_from(tmp_path / "out/contigs.parquet") == identify([fasta])

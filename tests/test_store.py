@@ -24,6 +24,7 @@ import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, MachineError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.esm2 import ESM2, load_esm2
+from virnucpro_core.models.layout import Stored
 from virnucpro_core.models.store import FILES, MODEL_FORMAT, Model, resolve_model, verify
 from virnucpro_core.published.imports import import_model
 
@@ -52,6 +53,25 @@ def test_resolve_model_any_small_file_with_a_flipped_bit_is_refused(tmp_path: Pa
             resolve_model("tiny", tmp_path)
         path.write_bytes(whole)
     assert resolve_model("tiny", tmp_path) == model
+
+
+@pytest.mark.parametrize("heads", [1, 4, 16])
+def test_heads_that_share_a_width_are_taken(heads: int) -> None:
+    assert Stored(Path("esm2"), {"heads": heads}, {}).heads(32, 2) == heads
+
+
+@pytest.mark.parametrize("heads", [0, -4, 5, 32, True, "4", None])
+def test_heads_that_do_not_share_a_width_are_refused(heads: object) -> None:
+    with pytest.raises(ModelError, match="heads, which do not share 32 values"):
+        Stored(Path("esm2"), {"heads": heads}, {}).heads(32, 2)
+
+
+@pytest.mark.parametrize("dim", [0, -5, 1 << 31, True, 8.0, "8", None])
+def test_resolve_model_whose_width_is_none_is_refused(dim: object, tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path).folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dim": dim}))
+    with pytest.raises(ModelError, match=r"'dim'"):
+        resolve_model("tiny", tmp_path)
 
 
 def test_resolve_model_of_an_earlier_format_is_to_be_imported_again(tmp_path: Path) -> None:

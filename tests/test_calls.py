@@ -224,3 +224,13 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     assert [row["call"] for row in rows] == ["no_call", "other", "virus"]
     assert rows[0]["reason"] == "too_short"
     assert (rows[2]["windows"], rows[2]["frames"], rows[2]["viral_fraction"]) == (2, 2, 1.0)
+
+
+def test_log_odds_of_a_window_are_the_middle_of_its_greatest_and_its_least() -> None:
+    calls = WindowCalls.of(np.array([900]), 300)
+    scores = np.array([[0.4, 0.6], [0.1, 0.9], [0.25, 0.75]], np.float32)
+    calls.add(np.zeros(3, np.int64), np.array([1, 1, 2]), scores, np.zeros(3, np.bool_))
+    logit = np.log([0.9 / 0.1, 0.4 / 0.6, 0.75 / 0.25])
+    expected = [(logit[0] - logit[1]) / 2, logit[2]]
+    assert calls.odds[:2] == pytest.approx(expected, rel=1e-5)
+    assert calls.called.tolist() == [True, True, False]

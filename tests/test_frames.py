@@ -164,6 +164,19 @@ def test_translate_batch_size_changes_neither_rows_nor_digest(
     assert frame_meta(tmp_path / "whole.parquet") == frame_meta(tmp_path / "parts.parquet")
 
 
+@pytest.mark.parametrize(
+    "text", [">a\n" + "GCC" * 20, ">a\n" + "GCA" * 19 + "GCT", ">b\n" + "GCA" * 20]
+)
+def test_translate_any_other_base_or_name_gives_another_digest(text: str, tmp_path: Path) -> None:
+    digests = set()
+    for name, content in (("one", ">a\n" + "GCA" * 20), ("other", text)):
+        (tmp_path / name).write_text(content + "\n")
+        translate([tmp_path / name], tmp_path / f"{name}.parquet", 60)
+        digests.add(frame_meta(tmp_path / f"{name}.parquet").digest)
+        assert frame_meta(tmp_path / f"{name}.parquet").rows > 0
+    assert len(digests) == 2
+
+
 def test_translate_contigs_without_frames_still_give_different_digests(tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):

@@ -27,7 +27,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
-from stages import STAGES, Inputs, old_or_new, results
+from stages import STAGES, UNPACKED, Inputs, old_or_new, results
 from tiny import write_tiny_model
 
 HERE = Path(__file__).parent
@@ -122,7 +122,7 @@ def failing_disk(folder: Path) -> Iterator[Disk]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**env, "VIRNUCPRO_DISABLE_PACKING": "true", "TMPDIR": str(folder / "disk")},
+        env={**env, **UNPACKED, "TMPDIR": str(folder / "disk")},
     ) as server:
         yield Disk(folder / "disk", server)
         assert server.stdin
@@ -174,7 +174,6 @@ class Sweep:
 
     def __init__(self, folder: Path, disk: Disk) -> None:
         self._folder, self._disk, self._out = folder, disk, disk.folder / "out"
-        os.environ["VIRNUCPRO_DISABLE_PACKING"] = "true"
         tiny = write_tiny_model(folder / "models")
         records = EDGE.read_text().split(">")[1:]
         self._given = {}

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline_kills import kill_pipelines
-from stages import Inputs, old_or_new, results
+from stages import UNPACKED, Inputs, old_or_new, results
 from tiny import write_tiny_model
 
 from virnucpro_core.embedding.journal import Finished
@@ -122,7 +122,7 @@ class Run:
             **os.environ,
             "NOTES": str(notes),
             "FLUSH_SECONDS": str(flush),
-            "VIRNUCPRO_DISABLE_PACKING": "true",
+            **UNPACKED,
             "OMP_NUM_THREADS": "1",
         }
         with self._said.open("w") as said:
@@ -208,7 +208,6 @@ class Harness:
         self.summary = Summary()
         self._folder, self._rng, self._flush = folder, random.Random(seed), flush
         random.seed(seed)
-        os.environ["VIRNUCPRO_DISABLE_PACKING"] = "true"
         tiny = write_tiny_model(folder / "models")
         text = EDGE.read_text()
         self._inputs = {

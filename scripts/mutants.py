@@ -44,7 +44,7 @@ TESTS = {
     "sequences/codes": "codes frames",
     "sequences/tokens": "encoders frames",
     "sequences/fasta": "fasta stdin",
-    "sequences/split": "split predict stdin",
+    "sequences/split": "split files predict stdin",
     "sequences/translate": "frames codes",
     "embedding/journal": "journal embedding",
     "embedding/shards": "journal embedding workers merge",
@@ -68,7 +68,7 @@ TESTS = {
     "results/again": "calls calls_refused options_calls predict",
     "one_process": "predict options options_calls",
     "files": "files full_disk disk_faults",
-    "parquet": "reading fuzz_tables split files full_disk",
+    "parquet": "reading fuzz_tables split files full_disk disk_faults",
 }
 """Of each module that decides values or files, the tests that are its own, without `test_`."""
 

@@ -20,7 +20,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.results import classify as stage
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide
-from virnucpro_core.results.criteria import Criteria
+from virnucpro_core.results.criteria import Criteria, criteria_for
 
 
 def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
@@ -234,3 +234,12 @@ def test_log_odds_of_a_window_are_the_middle_of_its_greatest_and_its_least() -> 
     expected = [(logit[0] - logit[1]) / 2, logit[2]]
     assert calls.odds[:2] == pytest.approx(expected, rel=1e-5)
     assert calls.called.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("preset", "least"), [("sensitive", 1 / 3), ("balanced", 0.5), ("conservative", 0.8)]
+)
+def test_presets_without_a_rule_are_shares_of_windows(preset: Any, least: float) -> None:
+    criteria = criteria_for(None, "own", preset=preset)
+    assert criteria.min_score == pytest.approx(least)
+    assert criteria.max_fdr is None

@@ -16,7 +16,8 @@ from sample import OPEN, STOPS, Sample, contents
 from virnucpro_core.errors import InputError
 from virnucpro_core.models.rule import FEATURES, PRIOR, ContigRule
 from virnucpro_core.results.again import call_again
-from virnucpro_core.results.contigs import EVIDENCE, decide
+from virnucpro_core.results.calls import WindowCalls
+from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide, viral_stretches
 from virnucpro_core.results.criteria import Criteria, criteria_for
 from virnucpro_core.results.prevalence import LEAST_CONTIGS
 
@@ -115,9 +116,46 @@ def test_no_other_outranks_a_virus_by_any_criteria() -> None:
         assert (np.diff(called["fdr"].to_numpy()[np.argsort(-score)]) >= 0).all()
 
 
+def test_a_contig_of_the_very_error_rate_that_is_allowed_is_a_virus() -> None:
+    table = table_of([0.9] * 50 + [0.1] * 950)
+    rate = decide(table, [], EVERY, RULE)[0]["fdr"].to_pylist()[0]
+    allowed = replace(EVERY, max_fdr=float(f"{rate:.4g}"))
+    assert decide(table, [], allowed, RULE)[0]["call"].to_pylist()[:50] == ["virus"] * 50
+
+
+def test_windows_that_each_say_little_are_a_region_together() -> None:
+    calls = WindowCalls.of(np.array([30 * 20]), 30)
+    scores = np.tile(np.array([[0.29, 0.71]], np.float32), (20, 1))
+    numbers = np.arange(1, 21)
+    calls.add(np.zeros(20, np.int64), numbers, scores, np.zeros(20, np.bool_))
+    (region,) = viral_stretches(calls, None)
+    assert (region.start, region.end, region.windows) == (0, 600, 20)
+
+
+def test_rows_of_a_part_of_a_batch_are_those_of_its_own_bases() -> None:
+    bases = ["ACGT" * 30, "N" * 50 + "A" * 50, "C" * 90]
+    batch = pa.record_batch(
+        [bases, [*map(len, bases)], bases], names=["contig", "length", "sequence"]
+    )
+    calls = WindowCalls.of(np.array([100, 90]), 30)
+    contig, number = np.array([0, 0, 0, 0, 1, 1, 1]), np.array([1, 2, 3, 4, 1, 2, 3])
+    calls.add(contig, number, np.full((7, 2), 0.5, np.float32), np.zeros(7, np.bool_))
+    rows = contig_rows(batch.slice(1), calls, None)
+    assert rows["evidence_bp"].to_pylist() == [50, 90]
+
+
+def test_a_contig_that_was_not_read_has_features_too() -> None:
+    calls = WindowCalls.of(np.array([30, 30]), 30)
+    contig, number = np.array([0]), np.array([1])
+    calls.add(contig, number, np.array([[0.2, 0.8]], np.float32), np.zeros(1, np.bool_))
+    assert calls.features().shape == (2, len(FEATURES))
+
+
 def test_share_of_viruses_is_estimated_given_or_the_model_s() -> None:
     few, many = table_of([0.9] * (LEAST_CONTIGS - 1)), table_of([0.9] * 50 + [0.1] * 950)
     assert decide(few, [], EVERY, RULE)[2] == (PRIOR, "prior", LEAST_CONTIGS - 1)
+    enough = table_of([0.9] * LEAST_CONTIGS)
+    assert decide(enough, [], EVERY, RULE)[2][1:] == ("estimated", LEAST_CONTIGS)
     share, source, contigs = decide(many, [], EVERY, RULE)[2]
     assert (source, contigs) == ("estimated", 1000)
     assert share is not None

@@ -303,3 +303,18 @@ def test_tokenizer_whose_ids_the_encoder_lacks_is_refused_as_it_is_read(tmp_path
     path = write_tiny_model(tmp_path).nucleotide / "tokenizer.json"
     with pytest.raises(ModelError, match="one beyond the encoder's 2; fetch the model again"):
         NucleotideTokenizer(path, 2)
+
+
+def test_tokenizer_that_says_to_truncate_or_to_pad_does_neither(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path).nucleotide / "tokenizer.json"
+    plain = NucleotideTokenizer(path)(["ACGTACGTACGTAC", "A"])
+    said = json.loads(path.read_text())
+    common = {"direction": "Right", "strategy": "LongestFirst"}
+    said["truncation"] = {**common, "max_length": 4, "stride": 0}
+    kind = {"pad_to_multiple_of": None, "pad_id": 3, "pad_type_id": 0, "pad_token": "[PAD]"}
+    said["padding"] = {"strategy": "BatchLongest", "direction": "Right", **kind}
+    path.write_text(json.dumps(said))
+    found = NucleotideTokenizer(path)(["ACGTACGTACGTAC", "A"])
+    assert found.lengths.tolist() == plain.lengths.tolist()
+    assert plain.lengths[0] > 4 > plain.lengths[1]
+    assert found.ids.tolist() == plain.ids.tolist()

@@ -26,7 +26,7 @@ from virnucpro_core.models.rule import FEATURES, ContigRule
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.results.contigs import contig_rows, viral_stretches
 from virnucpro_core.results.prevalence import false_discovery
-from virnucpro_core.results.regions import CLIP, LEAST_SCORE, LEAST_WINDOWS, maximal_segments
+from virnucpro_core.results.regions import CLIP, LEAST_SCORE, maximal_segments
 from virnucpro_core.sequences.codes import codon_residues
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import FRAME_NAMES, stop_free_frames
@@ -280,11 +280,7 @@ def plain_odds(other: float, virus: float) -> float:
 def plain_regions(odds: list[float | None]) -> list[tuple[int, int]]:
     """Windows [first, last) of a contig's viral stretches."""
     scores = [0.0 if x is None else min(max(x, -CLIP), CLIP) for x in odds]
-    return [
-        (s.first, s.last)
-        for s in maximal_segments(scores)
-        if s.score >= LEAST_SCORE and s.last - s.first >= LEAST_WINDOWS
-    ]
+    return [(s.first, s.last) for s in maximal_segments(scores) if s.score >= LEAST_SCORE]
 
 
 @always(150)

@@ -25,9 +25,11 @@ from virnucpro_core.models.esm2 import load_esm2
 from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.parquet import (
+    FrameMeta,
     frame_batches,
     frame_meta,
     inventory_batches,
+    one_genetic_code,
     table_writer,
 )
 from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
@@ -132,3 +134,15 @@ def test_table_is_whole_once_it_is_finished(tmp_path: Path) -> None:
         writer.write(batch)
         writer.finish()
         assert pq.read_table(tmp_path / "t.parquet").num_rows == 3
+
+
+@pytest.mark.parametrize("codes", [["1"], ["4", "4"], []])
+def test_tables_of_one_genetic_code_are_of_that(codes: list[str]) -> None:
+    metas = [(Path(str(i)), FrameMeta(60, False, code, {}, "", 0)) for i, code in enumerate(codes)]
+    assert one_genetic_code(metas) == (codes or ["1"])[0]
+
+
+def test_tables_of_two_genetic_codes_are_refused() -> None:
+    metas = [(Path(code), FrameMeta(60, False, code, {}, "", 0)) for code in ("1", "11")]
+    with pytest.raises(InputError, match="11: translated with genetic code 11, and 1 with 1"):
+        one_genetic_code(metas)

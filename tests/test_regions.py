@@ -11,7 +11,6 @@ import pytest
 from virnucpro_core.results.regions import (
     CLIP,
     LEAST_SCORE,
-    LEAST_WINDOWS,
     Segment,
     maximal_segments,
     viral_segments,
@@ -67,7 +66,7 @@ def test_a_stretch_of_viral_windows_is_a_region_over_a_gap_without_scores() -> N
     assert (region.first, region.last) == (20, 32)
 
 
-@pytest.mark.parametrize("windows", [1, LEAST_WINDOWS - 1])
+@pytest.mark.parametrize("windows", [1, math.ceil(LEAST_SCORE / CLIP) - 1])
 def test_few_windows_are_no_region_however_high_they_score(windows: int) -> None:
     odds = np.full(60, -3.0)
     odds[20 : 20 + windows] = 1e9

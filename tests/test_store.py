@@ -24,7 +24,7 @@ import virnucpro_core as vnp
 from virnucpro_core.errors import InputError, MachineError, ModelError
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.esm2 import ESM2, load_esm2
-from virnucpro_core.models.layout import Stored
+from virnucpro_core.models.layout import Stored, read_weights
 from virnucpro_core.models.store import FILES, MODEL_FORMAT, Model, resolve_model, verify
 from virnucpro_core.published.imports import import_model
 
@@ -53,6 +53,15 @@ def test_resolve_model_any_small_file_with_a_flipped_bit_is_refused(tmp_path: Pa
             resolve_model("tiny", tmp_path)
         path.write_bytes(whole)
     assert resolve_model("tiny", tmp_path) == model
+
+
+def test_read_weights_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.safetensors: cannot be read \(No such file"):
+        read_weights(tmp_path / "none.safetensors")
+
+
+def test_resolve_model_mini_is_in_the_package() -> None:
+    assert resolve_model("mini").folder == Path(vnp.__file__).parent / "mini"
 
 
 @pytest.mark.parametrize("heads", [1, 4, 16])

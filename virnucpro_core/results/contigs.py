@@ -167,7 +167,7 @@ def decide(
     # compared as printed
     virus = known & (score.astype(np.float32) >= np.float32(criteria.min_score))
     if criteria.max_fdr is not None:
-        virus &= np.nan_to_num(fdr, nan=1.0) <= criteria.max_fdr
+        virus &= np.nan_to_num(fdr, nan=1.0).astype(np.float32) <= np.float32(criteria.max_fdr)
     call = np.where(virus, "virus", np.where(known, "other", "no_call"))
     kept = [region for region in regions if call[region.contig] == "other"]
     count = virus.astype(np.int32) + np.bincount([r.contig for r in kept], minlength=len(score))

@@ -15,7 +15,6 @@ from virnucpro_core.results.prevalence import Float64Array
 
 LEAST_SCORE = 12.0
 """Of a region, in log-odds; chosen, as the rest, by planted proviruses: docs/calls.md."""
-LEAST_WINDOWS = 4
 CLIP = 2.0
 """The most log-odds that one window says, for or against."""
 
@@ -58,7 +57,5 @@ def viral_segments(odds: Float64Array) -> list[Segment]:
     """Viral stretches of a contig, by its windows' log-odds (N), NaN for those without a score."""
     scores = np.clip(np.nan_to_num(odds, nan=0.0), -CLIP, CLIP)
     return [
-        segment
-        for segment in maximal_segments(scores.tolist())
-        if segment.score >= LEAST_SCORE and segment.last - segment.first >= LEAST_WINDOWS
+        segment for segment in maximal_segments(scores.tolist()) if segment.score >= LEAST_SCORE
     ]

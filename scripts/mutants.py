@@ -67,7 +67,7 @@ TESTS = {
     "results/kept": "calls calls_refused predict configuration options_calls",
     "results/again": "calls calls_refused options_calls predict",
     "one_process": "predict options options_calls",
-    "files": "files full_disk disk_faults",
+    "files": "files full_disk disk disk_faults",
     "parquet": "reading fuzz_tables split files full_disk disk_faults",
 }
 """Of each module that decides values or files, the tests that are its own, without `test_`."""

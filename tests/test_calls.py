@@ -17,6 +17,7 @@ from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, contents, viral
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import seal
 from virnucpro_core.errors import InputError
+from virnucpro_core.models.rule import FEATURES, ContigRule
 from virnucpro_core.results import classify as stage
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide
@@ -243,3 +244,9 @@ def test_presets_without_a_rule_are_shares_of_windows(preset: Any, least: float)
     criteria = criteria_for(None, "own", preset=preset)
     assert criteria.min_score == pytest.approx(least)
     assert criteria.max_fdr is None
+
+
+def test_an_error_rate_alone_asks_for_no_score() -> None:
+    rule = ContigRule((0.0,) * len(FEATURES), 0.8)
+    criteria = criteria_for(rule, "own", max_fdr=0.1)
+    assert (criteria.preset, criteria.min_score, criteria.max_fdr) == (None, 0.0, 0.1)

@@ -318,3 +318,9 @@ def test_tokenizer_that_says_to_truncate_or_to_pad_does_neither(tmp_path: Path) 
     assert found.lengths.tolist() == plain.lengths.tolist()
     assert plain.lengths[0] > 4 > plain.lengths[1]
     assert found.ids.tolist() == plain.ids.tolist()
+
+
+def test_tokenizer_of_nothing_gives_nothing(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path).nucleotide / "tokenizer.json"
+    found = NucleotideTokenizer(path, 10**6)([])
+    assert (len(found.ids), len(found.lengths)) == (0, 0)

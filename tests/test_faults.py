@@ -176,7 +176,7 @@ def test_every_sample_refused_leaves_a_report_with_the_reasons(ten_samples: Path
     assert "Calls:  none, every sample was left out" in run.stdout
     assert "contigs.tsv" not in run.stdout
     assert (
-        "1 of 1 samples was left out"
+        "1 of 1 sample was left out"
         in (ten_samples / "results" / "report" / "report.html").read_text()
     )
     assert not (ten_samples / "results" / "pipeline_info" / "trace.txt").exists()

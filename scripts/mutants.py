@@ -63,7 +63,7 @@ TESTS = {
     "results/prevalence": "prevalence contigs",
     "results/regions": "regions properties",
     "results/legacy": "legacy",
-    "results/classify": "calls predict calls_refused",
+    "results/classify": "calls rule predict calls_refused",
     "results/kept": "calls calls_refused predict configuration options_calls",
     "results/again": "calls calls_refused options_calls predict",
     "one_process": "predict options options_calls",

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scale import PEAK
 
 from virnucpro_core.models.store import resolve_model
 from virnucpro_core.parquet import frame_batches, frame_meta
@@ -78,21 +79,13 @@ def make_results(fasta: Path, count: int, folder: Path) -> Path:
     return folder / "out"
 
 
-PEAK = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
-"""
-"""A process of its own, since the peak that a child is said to have is at least its parent's."""
-
-
 def write_page(out: Path, page: Path) -> dict[str, float]:
     """Seconds and peak of memory of `virnucpro report`."""
     begun = time.perf_counter()
     report = [sys.executable, "-m", "virnucpro_core.cli", "report", str(out), "-o", str(page)]
     run = [sys.executable, "-c", PEAK, *report]
     said = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {"seconds": round(time.perf_counter() - begun, 2), "peak_bytes": int(said)}
+    return {"seconds": round(time.perf_counter() - begun, 2), "peak_bytes": int(said.split()[0])}
 
 
 AFTER = "await new Promise(done => requestAnimationFrame(() => setTimeout(done)));"

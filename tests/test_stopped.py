@@ -189,6 +189,14 @@ def test_stopped_while_it_waits_for_its_input_exits_75_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["pipe", "temporary"]
 
 
+def assert_stopped(code: str) -> None:
+    """A script that gets a SIGTERM ends with one sentence and 75."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 75
+    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+    assert len(run.stderr.splitlines()) == 1
+
+
 def test_stopped_while_its_options_are_put_together_exits_75() -> None:
     code = """
 import os, signal, typer.main
@@ -200,9 +208,7 @@ def assembled(app):
 typer.main.get_command = assembled
 cli.main()
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 75
-    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+    assert_stopped(code)
 
 
 @pytest.mark.parametrize("place", ["cli.run", "cli.resource.getrlimit", "cli._tell"])
@@ -219,10 +225,7 @@ def stopped(*given):
 cli.sys.argv[1:] = ["predict", "gone.fa", "-o", "out", "--model", "none"]
 cli.main()
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 75
-    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
-    assert len(run.stderr.splitlines()) == 1
+    assert_stopped(code)
 
 
 def test_stopped_within_a_callback_that_drops_what_is_raised_exits_75() -> None:
@@ -241,9 +244,7 @@ def assembled(app):
 typer.main.get_command = assembled
 cli.main()
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 75
-    assert run.stderr.startswith("virnucpro: stopped by SIGTERM; nothing finished is lost")
+    assert_stopped(code)
 
 
 def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Change the package in one place at a time, and see whether a test notices.
 
-    python scripts/mutants.py [--number 200] [--seed 0] [--jobs 2] [-o mutants.json] [MODULE...]
+    python scripts/mutants.py [--number 200] [--jobs 2] [-o mutants.json [--again]] [MODULE...]
 
 A mutant is a comparison, a condition, an operator, a number or a keyword argument that is another,
 or a call or a refusal that is gone. Each is written into a copy of the package, and the tests of
 its module run against that, the likeliest first, until one fails. What survives is printed; lines
-with a reason in `scripts/mutants.txt` are equivalent, and count as killed by none.
+with a reason in `scripts/mutants.txt` are equivalent, and count as killed by none. Tests that fail
+over the module as it is would kill all, so it is left out, and the exit code 1.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -125,9 +126,16 @@ def _variants(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Pass()
 
 
-def _is_assertion(node: ast.AST) -> bool:
-    """What no run comes to, or none without an error: `assert`, its error, a zip's `strict`."""
+def _decides_nothing(node: ast.AST) -> bool:
+    """What no run comes to, or none without an error: `assert`, its error, a zip's `strict`, what
+    type checkers alone read; and what a log says on the way."""
     match node:
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.Call(func=ast.Name(id="TypeVar")):
+            return True
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="logger")))):
+            return True
         case ast.Raise(exc=ast.Call(func=ast.Name(id="AssertionError"))):
             return True
         case ast.keyword(arg="strict"):
@@ -138,7 +146,7 @@ def _is_assertion(node: ast.AST) -> bool:
 def mutants(module: str) -> Iterator[Mutant]:
     """All mutants of a module.
 
-    Hints, decorators and assertions have none, nor f-strings (no places).
+    Hints, decorators, assertions and logging have none, nor f-strings (no places).
     """
     text = (ROOT / "virnucpro_core" / f"{module}.py").read_bytes()
     starts = [0]
@@ -151,7 +159,7 @@ def mutants(module: str) -> Iterator[Mutant]:
         for outer in (
             *(getattr(node, name, None) for name in ("annotation", "returns")),
             *getattr(node, "decorator_list", ()),
-            node if isinstance(node, ast.JoinedStr) or _is_assertion(node) else None,
+            node if isinstance(node, ast.JoinedStr) or _decides_nothing(node) else None,
         )
         if outer is not None
         for inner in ast.walk(outer)
@@ -174,6 +182,12 @@ def mutants(module: str) -> Iterator[Mutant]:
                 continue
             before = " ".join(text[begin:end].decode().split())
             yield Mutant(module, node.lineno, before[:90], " ".join(after.split())[:90], source)
+
+
+def unchanged(module: str) -> Mutant:
+    """The module as it is, at no line: its tests have to pass."""
+    path = ROOT / "virnucpro_core" / f"{module}.py"
+    return Mutant(module, 0, "", "", path.read_text(encoding="utf-8"))
 
 
 def survives(mutant: Mutant, copy_: Path) -> bool:
@@ -221,9 +235,38 @@ def _run_tests(module: str, copy_: Path) -> NoReturn:
 
 def judge(copy_: Path, chosen: Sequence[Mutant], judged: Connection) -> None:
     """Say of each mutant whether it survives; a process that forks has no threads."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for mutant in chosen:
         judged.send((mutant, survives(mutant, copy_)))
     judged.close()
+
+
+def write(
+    record: dict[str, Any],
+    tried: Sequence[Mutant],
+    alive: Sequence[Mutant],
+    *,
+    again: bool,
+    output: Path,
+) -> None:
+    """Put what was found into a record, for its modules' figures or, again, its survivors."""
+    modules, left = record["modules"], record["survivors"]
+    for module, of in sorted(Counter(one.module for one in tried).items()):
+        survived = [named(one) for one in alive if one.module == module]
+        were = [one for one in left if one.startswith(f"{module}.py: ")]
+        judged = {named(one) for one in tried}
+        kept = [one for one in were if again and one not in judged] + survived
+        of = modules[module][1] if again else of
+        modules[module] = [of - len(kept), of]
+        left = [one for one in left if one not in were] + kept
+    killed, number = (sum(one[at] for one in modules.values()) for at in (0, 1))
+    record = {"killed": killed, "of": number, "modules": modules, "survivors": left}
+    output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def named(mutant: Mutant) -> str:
+    """A mutant as the record names it."""
+    return f"{mutant} (line {mutant.line})"
 
 
 def main() -> None:
@@ -242,17 +285,27 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=0, help="all, unless given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument(
+        "-o", "--output", type=Path, help="a record to begin, or to bring up to date"
+    )
+    parser.add_argument("--again", action="store_true", help="those alone that survive in it")
     given = parser.parse_args()
+    record: dict[str, Any] = {"modules": {}, "survivors": []}
+    if given.output and given.output.exists():
+        record = json.loads(given.output.read_text())
+    every = [one for module in given.modules or TESTS for one in mutants(module)]
+    if given.again:
+        every = [one for one in every if named(one) in record["survivors"]]
     reasons = dict(
         line.split(" # ", 1) for line in EQUIVALENT.read_text().splitlines() if " # " in line
     )
-    every = [one for module in given.modules or TESTS for one in mutants(module)]
     number = min(given.number or len(every), len(every))
     chosen = random.Random(given.seed).sample(every, number)
     chosen = [mutant for mutant in chosen if str(mutant) not in reasons]
+    chosen[:0] = [unchanged(module) for module in sorted({one.module for one in chosen})]
     alive: list[Mutant] = []
     tried: list[Mutant] = []
+    broken: set[str] = set()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     fork = multiprocessing.get_context("fork")
     with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
@@ -274,23 +327,20 @@ def main() -> None:
                 except EOFError:
                     waiting.remove(one)
                     continue
+                if not mutant.line:
+                    if not survived:
+                        broken.add(mutant.module)
+                        print(f"{mutant.module}: its tests fail without a change", flush=True)
+                    continue
                 tried.append(mutant)
                 if survived:
                     alive.append(mutant)
-                    print(f"survived: {mutant}  (line {mutant.line})", flush=True)
-    killed = len(tried) - len(alive)
-    print(f"{killed} of {len(tried)} killed, of {len(every)} that there are")
+                    print(f"survived: {named(mutant)}", flush=True)
+    tried, alive = ([one for one in group if one.module not in broken] for group in (tried, alive))
+    print(f"{len(tried) - len(alive)} of {len(tried)} killed")
     if given.output:
-        of, left = (Counter(one.module for one in group) for group in (tried, alive))
-        record = {
-            "killed": killed,
-            "tried": len(tried),
-            "of": len(every),
-            "seed": given.seed,
-            "modules": {name: [of[name] - left[name], of[name]] for name in sorted(of)},
-            "survivors": [f"{one} (line {one.line})" for one in alive],
-        }
-        given.output.write_text(json.dumps(record, indent=1) + "\n")
+        write(record, tried, alive, again=given.again, output=given.output)
+    sys.exit(bool(broken))
 
 
 if __name__ == "__main__":

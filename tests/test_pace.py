@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from virnucpro_core.embedding import engine
@@ -48,12 +49,36 @@ def test_short_work_of_a_cpu_needs_no_warning(
     assert "the CPU does the work" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("threads", "small", "said"), [(9, 5e7, True), (9, 1e3, False), (8, 5e7, False)]
+)
+def test_embed_with_many_threads_and_a_small_model_tells_of_processes(
+    tiny: Model,
+    edge_frames: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    small: float,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(engine, "SMALL", small)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with caplog.at_level(logging.INFO):
+            embed(edge_frames, tmp_path / "shard.h5", tiny, devices=CPU)
+    finally:
+        torch.set_num_threads(before)
+    assert ("faster in processes: --device cpu,cpu" in caplog.text) is said
+
+
 def test_published_model_on_a_cpu_takes_days_for_megabases(tmp_path: Path) -> None:
     fasta = tmp_path / "in.fa"
     fasta.touch()
     os.truncate(fasta, 10_000_000)  # sparse
     cores = len(os.sched_getaffinity(0))
-    seconds = 2e6 * 2 * 2.96e9 * 8 / (2e11 * cores)
+    seconds = 2e6 * 2 * 2.96e9 * 8 / (5e11 * cores)
     assert cpu_seconds(2e6, 2.96e9) == pytest.approx(seconds)
     said = f"{cores} CPU cores take {in_words(seconds)} to embed it."
     assert cpu_time([fasta], "virnucpro-500") == f"With virnucpro-500, {said}"

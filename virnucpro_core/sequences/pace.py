@@ -15,7 +15,7 @@ LONG = 3600
 """Seconds of a CPU from which on a user is warned."""
 
 FLOPS = {
-    "cpu": 2e11,
+    "cpu": 5e11,
     "t4": 3e13,
     "v100": 6e13,
     "a100": 1.6e14,
@@ -24,7 +24,8 @@ FLOPS = {
     "h200": 6.1e14,
 }
 """Floating point operations a second that `embed` reaches on a device, file to file: measured on an
-H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 8 cores."""
+H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 8 cores of the slower
+of two processors (docs/benchmarks/cpu.json)."""
 
 RELATIVE = {"fp32": 0.1, "fp8": 1.4}
 """How fast a GPU is in a precision, to fp16 and bf16."""
@@ -36,8 +37,8 @@ PARAMETERS = {"mini": 1.9e6}
 
 PUBLISHED_PARAMETERS = 2.96e9
 
-MOST_TOKENS = {"cpu": 10_000.0}
-"""Tokens a second beyond which tokenising and writing set the pace; on a GPU ten times as many."""
+MOST_TOKENS = 100_000.0
+"""Tokens a second beyond which tokenising, writing and small operations set the pace."""
 
 
 def _tokens_per_base(model: str) -> float:
@@ -57,7 +58,7 @@ def about_bases(fasta: Iterable[Path]) -> int:
 def tokens_a_second(device: str, parameters: float, precision: str = "fp16") -> float:
     """What a device of a class embeds: two operations a token and parameter, if it is fed."""
     rate = FLOPS[device] * RELATIVE.get(precision, 1.0) / (2 * parameters)
-    return min(rate, MOST_TOKENS.get(device, 100_000.0))
+    return min(rate, MOST_TOKENS)
 
 
 def device_class(gpu: str) -> str | None:

@@ -57,7 +57,7 @@ THREADS = 8
 """Threads beyond which those of a process that has a small model wait for Python's lock."""
 
 SMALL = 5e7
-"""Parameters up to which a model is small; two layers of ESM-2 650M have 4e7, and 95 % of a core."""
+"""Parameters up to which a model is small; two layers of ESM-2 650M have 4e7, and fill a core."""
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ FLOPS = {
     "h200": 6.1e14,
 }
 """Floating point operations a second that `embed` reaches on a device, file to file: measured on an
-H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 8 cores of the slower
-of two processors (docs/benchmarks/cpu.json)."""
+H100 (docs/benchmarks/two-h100.json); the other GPUs by their peaks, the CPU as 8 cores of the
+slower of two processors (docs/benchmarks/cpu.json)."""
 
 RELATIVE = {"fp32": 0.1, "fp8": 1.4}
 """How fast a GPU is in a precision, to fp16 and bf16."""

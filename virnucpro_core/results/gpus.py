@@ -39,15 +39,11 @@ class Gpu(NamedTuple):
     lines: list[Line]
 
 
-def read_gpus(device: str, records: Any) -> list[Gpu]:
-    """The GPUs of one `embedded_on` of a summary.json; [] where it has none.
+def read_gpu(device: str, record: Mapping[str, Any]) -> Gpu:
+    """A GPU out of `embedded_on` of a summary.json, by the name of its device.
 
     Raises ValueError, TypeError or LookupError for what is no record of ours.
     """
-    return [_gpu(device, record) for record in records or ()]
-
-
-def _gpu(device: str, record: Mapping[str, Any]) -> Gpu:
     seconds = _numbers(record["seconds"])
     last = max(seconds) or 1.0  # of a run that ended with its first sample
     lines = []

@@ -29,7 +29,7 @@ Used = dict[str, Any]
 """Device, precision, peak of memory and seconds of a process that embedded; what its GPU did."""
 
 CHUNK_ROWS = 4096
-"""Ids in one HDF5 chunk, and embeddings read at a time."""
+"""Ids in one HDF5 chunk, and embeddings read at a time: 55 MB of them at 3328 values each."""
 
 USED_BYTES = 16_384
 """Room for what a shard says of a device that works on it: a GPU's series take 10 kB at most."""
@@ -209,6 +209,12 @@ class Source(NamedTuple):
                 )
         return ids, values
 
+    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """All ids and embeddings in order, CHUNK_ROWS at a time; raises as `read` does."""
+        with open_h5(self.path) as file:
+            for at in range(0, self.rows, CHUNK_ROWS):
+                yield self.read(file, at, CHUNK_ROWS)
+
 
 class EmbeddingFile:
     """A shard, or the merged embeddings of a sample, read source by source.
@@ -283,8 +289,6 @@ class EmbeddingFile:
         return tuple(source.digest for source in self.sources)
 
     def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings of all sources in row order, CHUNK_ROWS at a time."""
+        """`Source.parts` of all sources, in row order."""
         for source in self.sources:
-            with open_h5(source.path) as file:
-                for at in range(0, source.rows, CHUNK_ROWS):
-                    yield source.read(file, at, CHUNK_ROWS)
+            yield from source.parts()

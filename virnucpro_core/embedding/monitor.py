@@ -100,7 +100,7 @@ class Monitor(threading.Thread):
 
         self._about = answers(dict(LIMITS))
         asked = dict(QUANTITIES)
-        others: dict[str, Ask] = {"others": lambda nvml, gpu: len(_others(nvml, gpu))}
+        others: dict[str, Ask] = {"others": _others}
         while asked and (not self._ended.wait(PERIOD) or self._series.samples < 2):
             start = time.perf_counter()
             self._take(answers(asked))
@@ -167,17 +167,17 @@ def watched(device: str) -> Iterator[Monitor]:
         monitor.close()
 
 
-def _others(nvml: Any, gpu: Any) -> list[int]:
-    """The processes that compute on a GPU, less this one and those that this run has started.
+def _others(nvml: Any, gpu: Any) -> int:
+    """How many processes compute on a GPU, less this one and those that this run has started.
 
     In a container they have other numbers than here: then one of them is this one.
     """
     found = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
+    if os.getpid() not in found:
+        return max(0, len(found) - 1)
     parent = multiprocessing.parent_process()
     family = {os.getpid()} | ({parent.pid} if parent else set())
-    if os.getpid() not in found:
-        return sorted(found)[1:]
-    return sorted(pid for pid in found - family if not parent or _parent(pid) != parent.pid)
+    return sum(not parent or _parent(pid) != parent.pid for pid in found - family)
 
 
 def _parent(pid: int) -> int | None:

@@ -15,6 +15,7 @@ import torch
 from test_cli import assert_refused, virnucpro
 
 from virnucpro_core import cli
+from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.errors import GpuMemoryError, InputError, out_of_memory
 from virnucpro_core.models.store import resolve_model
 
@@ -85,6 +86,18 @@ def test_memory_that_is_too_little_for_a_thread_is_an_error_and_no_wait_for_ever
     code = [sys.executable, "-c", NO_ROOM_FOR_A_THREAD]
     run = subprocess.run(code, capture_output=True, text=True, check=False, timeout=60)
     assert run.stdout == "refused\n", run.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_memory_that_ends_the_thread_ahead_without_a_word_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def put(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("queue.Queue.put", put)
+    with pytest.raises(MemoryError):
+        next(prefetch([1]))
 
 
 def test_tokenizer_starts_no_threads_that_could_lack_memory() -> None:

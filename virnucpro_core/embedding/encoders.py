@@ -133,7 +133,7 @@ class FrameEncoder:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield from side_by_side(compute, batches, threads, 2 * threads)
+            yield from side_by_side(compute, batches, threads)
         finally:
             torch.set_num_threads(threads)
 

@@ -21,8 +21,8 @@ import pyarrow.csv as pacsv
 
 from virnucpro_core import predict
 from virnucpro_core.lab.corpus import group_of, part_of
+from virnucpro_core.models.rule import Float64Array
 from virnucpro_core.models.store import resolve_model
-from virnucpro_core.results.prevalence import Float64Array
 from virnucpro_core.results.regions import maximal_segments, viral_segments
 from virnucpro_core.sequences.fasta import read_fasta
 

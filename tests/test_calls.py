@@ -166,7 +166,7 @@ def test_the_order_of_tables_and_of_merged_pieces_does_not_matter(sample: Sample
 
 def test_small_batches_change_nothing(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     want = sample.classify("want")
-    monkeypatch.setattr(stage, "ROWS", 5)
+    monkeypatch.setattr(stage, "CHUNK_ROWS", 5)
     for rows in (1, 3):
 
         def small(path: Path, columns: Any = None, rows: int = rows) -> Any:

@@ -41,14 +41,14 @@ def test_halves_are_the_classifier_s_scores_with_the_other_half_replaced() -> No
 
 def test_what_hides_a_half_is_what_the_model_was_trained_with_or_the_mean(tmp_path: Path) -> None:
     mini = resolve_model("mini")
-    width, empty = hidden_halves(mini, [], 100)
+    width, empty = hidden_halves(mini, [])
     assert mini.hides
     assert (width, len(empty)) == (192, 320)
     assert empty[:192].any()
     assert not empty[192:].any()
     assert not write_tiny_model(tmp_path).hides
     sample = Sample(tmp_path, FASTA, viral)
-    width, mean = hidden_halves(sample.model, EmbeddingFile(sample.embeddings).sources, 5)
+    width, mean = hidden_halves(sample.model, EmbeddingFile(sample.embeddings).sources)
     assert width == 1
     rows = [viral(name) for name in scored(sample)["frame_id"].to_pylist()]
     np.testing.assert_allclose(mean, np.mean(rows, axis=0), rtol=1e-6)

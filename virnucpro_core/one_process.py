@@ -16,6 +16,7 @@ import pyarrow as pa
 from virnucpro_core.embedding.devices import parse_devices
 from virnucpro_core.embedding.engine import SHARD, embed, origin_of
 from virnucpro_core.embedding.merge import merge
+from virnucpro_core.embedding.timing import Stages
 from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.estimate import amount_in, estimate, sizes_of
@@ -35,7 +36,6 @@ from virnucpro_core.results.kept import (
     record_configuration,
     refuse_other,
 )
-from virnucpro_core.results.ran import Clock
 from virnucpro_core.results.report import write_report
 from virnucpro_core.results.tables import REPORT, RESULTS, read_contigs
 from virnucpro_core.sequences import codes
@@ -118,36 +118,36 @@ def predict(
                     work / name for name in ("frames.parquet", SHARD, "embeddings.h5")
                 )
                 contigs = work / "contigs.parquet"
-                clock = Clock()
-                translate(
-                    split(paths, work, given=given, force=True),
-                    frames,
-                    chosen.window,
-                    code=code,
-                    runs=chosen.rule is not None,
-                )
-                clock.end("translate")
-                amount = amount_in(contigs, frames, chosen.window)
-                told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
-                for line in told.lines():
-                    logger.info("%s", line)
-                embed(
-                    *(frames, shard, chosen),
-                    devices=devices,
-                    gpus=gpus,
-                    precision=precision,
-                    force=force,
-                    token_budget=token_budget,
-                )
-                clock.end("embed")
-                merge([shard], [frames], embeddings)
-                clock.end("merge")
+                stages = Stages()
+                with stages("translate"):
+                    translate(
+                        split(paths, work, given=given, force=True),
+                        frames,
+                        chosen.window,
+                        code=code,
+                        runs=chosen.rule is not None,
+                    )
+                with stages("embed"):
+                    amount = amount_in(contigs, frames, chosen.window)
+                    told = estimate(amount, sizes_of(chosen), places, out, precision=precision)
+                    for line in told.lines():
+                        logger.info("%s", line)
+                    embed(
+                        *(frames, shard, chosen),
+                        devices=devices,
+                        gpus=gpus,
+                        precision=precision,
+                        force=force,
+                        token_budget=token_budget,
+                    )
+                with stages("merge"):
+                    merge([shard], [frames], embeddings)
                 table = classify(
                     *(embeddings, [frames], contigs, out, chosen),
                     given=given,
                     force=force,
                     sample=sample,
-                    seconds=clock.seconds,
+                    seconds=stages.seconds,
                     **asked,
                 )
             if configuration is not None:

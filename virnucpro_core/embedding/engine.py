@@ -89,15 +89,14 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
     """
     stages = Stages()
     with Progress("embed", None, "tokens", "loading the model") as progress:
-        try:
-            with stages("load"):
-                encoder = FrameEncoder(job.model, torch.device(device), job.precision)
-        except torch.OutOfMemoryError as error:
-            raise GpuMemoryError(
-                f"{device}: out of memory while loading {job.model.name}; is another program on "
-                f"it? ({first_line(error)})"
-            ) from None
         with stages("load"):
+            try:
+                encoder = FrameEncoder(job.model, torch.device(device), job.precision)
+            except torch.OutOfMemoryError as error:
+                raise GpuMemoryError(
+                    f"{device}: out of memory while loading {job.model.name}; is another program "
+                    f"on it? ({first_line(error)})"
+                ) from None
             lengths = protein_tokens(job.frames)
         budget = job.token_budget or encoder.token_budget()
         schedule = Schedule(lengths, job.done, budget, rank, world)

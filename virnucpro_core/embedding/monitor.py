@@ -56,26 +56,19 @@ def gpu_of(device: str) -> str | None:
     return name if name.startswith(("GPU-", "MIG-")) else f"GPU-{name}"
 
 
-class Monitor:
-    """What is known of a device that is at work. now: the last sample in a few words; seen: one
-    record, once the work is over. Both are empty of a CPU, and where nothing can be known.
-    """
-
-    def __init__(self) -> None:
-        self.now = ""
-        self.seen: list[Record] = []
-
-
-class _Sampler(threading.Thread):
-    """Samples a GPU until it is closed.
+class Monitor(threading.Thread):
+    """Samples a GPU from its start until it is closed. now: the last sample in a few words; seen:
+    one record, once the work is over. Both are empty of a CPU, and where nothing can be known.
 
     Only this thread asks NVML, so a slow driver holds nothing up. What cannot be asked, all of it
     without NVML, is left out, which is said at debug level.
     """
 
-    def __init__(self, device: str, gpu: str, monitor: Monitor) -> None:
+    def __init__(self, device: str, gpu: str | None) -> None:
         super().__init__(name="monitor", daemon=True)
-        self._device, self._gpu, self._monitor = device, gpu, monitor
+        self.now = ""
+        self.seen: list[Record] = []
+        self._device, self._gpu = device, gpu
         self._series = Series()
         self._held_back: Counter[str] = Counter()
         self._about: dict[str, float] = {}
@@ -107,7 +100,7 @@ class _Sampler(threading.Thread):
 
         self._about = answers(dict(LIMITS))
         asked = dict(QUANTITIES)
-        others: dict[str, Ask] = {"others": lambda nvml, gpu: len(_others(nvml, gpu))}
+        others: dict[str, Ask] = {"others": _others}
         while asked and (not self._ended.wait(PERIOD) or self._series.samples < 2):
             start = time.perf_counter()
             self._take(answers(asked))
@@ -121,7 +114,7 @@ class _Sampler(threading.Thread):
         self._series.add({"seconds": time.time() - self._begun, **sample})
         words = {"busy": "{:.2f}", "power_w": "{:.0f} W"}
         said = [text.format(sample[name]) for name, text in words.items() if name in sample]
-        self._monitor.now = " ".join(["GPU", *said]) if said else ""
+        self.now = " ".join(["GPU", *said]) if said else ""
 
     def _meet(self, others: int) -> None:
         if others and not self._others:
@@ -151,7 +144,7 @@ class _Sampler(threading.Thread):
             "others": self._others,
             **series,
         }
-        self._monitor.seen.append(seen)
+        self.seen.append(seen)
         harmful = seen["held_back"]["heat"] or seen["held_back"]["supply"]
         logger.log(
             logging.WARNING if harmful else logging.INFO, "%s: %s", self._device, in_words(seen)
@@ -161,31 +154,30 @@ class _Sampler(threading.Thread):
 @contextmanager
 def watched(device: str) -> Iterator[Monitor]:
     """Monitor a device, if it is a GPU, and say at the end how it was used."""
-    monitor = Monitor()
     gpu = gpu_of(device)
+    monitor = Monitor(device, gpu)
     if gpu is None:
         yield monitor
         return
     need_room()
-    sampler = _Sampler(device, gpu, monitor)
-    sampler.start()
+    monitor.start()
     try:
         yield monitor
     finally:
-        sampler.close()
+        monitor.close()
 
 
-def _others(nvml: Any, gpu: Any) -> list[int]:
-    """The processes that compute on a GPU, less this one and those that this run has started.
+def _others(nvml: Any, gpu: Any) -> int:
+    """How many processes compute on a GPU, less this one and those that this run has started.
 
     In a container they have other numbers than here: then one of them is this one.
     """
     found = {process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(gpu)}
+    if os.getpid() not in found:
+        return max(0, len(found) - 1)
     parent = multiprocessing.parent_process()
     family = {os.getpid()} | ({parent.pid} if parent else set())
-    if os.getpid() not in found:
-        return sorted(found)[1:]
-    return sorted(pid for pid in found - family if not parent or _parent(pid) != parent.pid)
+    return sum(not parent or _parent(pid) != parent.pid for pid in found - family)
 
 
 def _parent(pid: int) -> int | None:

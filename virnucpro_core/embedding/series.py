@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
@@ -14,7 +15,7 @@ Record = dict[str, Any]
 """Of one GPU, as JSON has it; docs/usage.md says what is in it."""
 
 POINTS = 240
-"""A series has at most so many: when it is full, each two of them become their mean."""
+"""A series has at most so many: while there are more, each two of them become their mean."""
 
 DIGITS = {"seconds": 1, "busy": 2, "memory_bytes": 0, "power_w": 0, "clock_mhz": 0, "celsius": 0}
 """What is sampled, and how exactly it is kept."""
@@ -23,37 +24,29 @@ Rows = NDArray[np.float64]
 """Of each point the number of its samples, then their sum in each quantity: (points, 7)."""
 
 
-def _halved(rows: Rows) -> Rows:
-    halved: Rows = np.add.reduceat(rows, np.arange(0, len(rows), 2))
-    return halved
-
-
 class Series:
     """Takes samples at a steady pace."""
 
     def __init__(self) -> None:
-        self.samples = 0
-        self._rows: Rows = np.zeros((0, 1 + len(DIGITS)))
-        self._each = 1
+        self._values = array("d")
+
+    @property
+    def samples(self) -> int:
+        return len(self._values) // len(DIGITS)
 
     def add(self, sample: dict[str, float]) -> None:
         """Take one sample; of a quantity that is missing in one there will be no series."""
-        row = np.array([[1.0, *(sample.get(name, np.nan) for name in DIGITS)]])
-        if self.samples % self._each:
-            self._rows[-1] += row[0]
-        else:
-            self._rows = np.concatenate((self._rows, row))
-        self.samples += 1
-        if len(self._rows) == POINTS and self.samples % self._each == 0:
-            self._rows = _halved(self._rows)
-            self._each *= 2
+        self._values.extend(sample.get(name, np.nan) for name in DIGITS)
 
     def record(self) -> Record:
         """The number of samples, their means, and the series, each with as many points."""
-        return _record(self._rows)
+        values = np.reshape(self._values, (-1, len(DIGITS)))
+        return _record(np.insert(values, 0, 1.0, axis=1), POINTS)
 
 
-def _record(rows: Rows) -> Record:
+def _record(rows: Rows, most: int) -> Record:
+    while len(rows) > most:
+        rows = np.add.reduceat(rows, np.arange(0, len(rows), 2))
     samples = rows[:, 0].sum()
     means = rows[:, 1:].sum(0) / samples
     points = (rows[:, 1:] / rows[:, :1]).T
@@ -89,8 +82,6 @@ def joined(records: Iterable[Record], points: int = POINTS) -> list[Record]:
     for _, group in groupby(sorted(records, key=itemgetter("gpu", "begun")), itemgetter("gpu")):
         told = list(group)
         rows = np.concatenate([_rows(one, told[0]["begun"]) for one in told])
-        while len(rows) > points:
-            rows = _halved(rows)
         samples = [one["samples"] for one in told]
         held = {
             reason: round(
@@ -99,7 +90,7 @@ def joined(records: Iterable[Record], points: int = POINTS) -> list[Record]:
             for reason in told[0]["held_back"]
         }
         others = max(one["others"] for one in told)
-        whole.append({**told[0], "held_back": held, "others": others, **_record(rows)})
+        whole.append({**told[0], "held_back": held, "others": others, **_record(rows, points)})
     return whole
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, write_at
 from virnucpro_core.embedding.journal import Checksums, checksums
-from virnucpro_core.embedding.series import POINTS, Record, joined
+from virnucpro_core.embedding.series import POINTS, joined
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import written_aside
 from virnucpro_core.parquet import frame_batches
@@ -29,7 +29,7 @@ Used = dict[str, Any]
 """Device, precision, peak of memory and seconds of a process that embedded; what its GPU did."""
 
 CHUNK_ROWS = 4096
-"""Ids in one HDF5 chunk, and embeddings read at a time."""
+"""Ids in one HDF5 chunk, and embeddings read at a time: 55 MB of them at 3328 values each."""
 
 USED_BYTES = 16_384
 """Room for what a shard says of a device that works on it: a GPU's series take 10 kB at most."""
@@ -161,25 +161,21 @@ def _fitting(used: list[Used], room: int) -> bytes:
     points = POINTS
     while len(said := json.dumps(used).encode()) > room:
         points //= 2
-        if points:
-            used = [{**one, "gpus": joined(one.get("gpus", ()), points)} for one in used]
-        else:
-            used = [{**one, "gpus": []} for one in used]
+        used = [{**one, "gpus": joined(one["gpus"], points) if points else []} for one in used]
     return said.ljust(room)
 
 
 def _together(used: Iterable[Used]) -> list[Used]:
     """Each device and precision once: its peak of memory, number of tasks, seconds of all, GPUs."""
     known: dict[tuple[str, str], Used] = {}
-    gpus: dict[tuple[str, str], list[Record]] = {}
     for one in used:
-        key = one["device"], one["precision"]
-        same = known.setdefault(key, {**one, "tasks": 0, "seconds": 0.0})
+        new = {**one, "tasks": 0, "seconds": 0.0, "gpus": []}
+        same = known.setdefault((one["device"], one["precision"]), new)
         same["tasks"] += one.get("tasks", 1)
         same["seconds"] = round(same["seconds"] + one.get("seconds", 0.0), 3)
         same["peak_bytes"] = max(same["peak_bytes"], one["peak_bytes"])
-        gpus.setdefault(key, []).extend(one.get("gpus", ()))
-    return [{**one, "gpus": joined(gpus[key])} for key, one in known.items()]
+        same["gpus"] += one.get("gpus", ())
+    return [{**one, "gpus": joined(one["gpus"])} for one in known.values()]
 
 
 class Source(NamedTuple):
@@ -209,6 +205,12 @@ class Source(NamedTuple):
                 )
         return ids, values
 
+    def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """All ids and embeddings in order, CHUNK_ROWS at a time; raises as `read` does."""
+        with open_h5(self.path) as file:
+            for at in range(0, self.rows, CHUNK_ROWS):
+                yield self.read(file, at, CHUNK_ROWS)
+
 
 class EmbeddingFile:
     """A shard, or the merged embeddings of a sample, read source by source.
@@ -228,33 +230,28 @@ class EmbeddingFile:
             if any(file[name].shape != (self.rows,) for name in ("frame_id", "checksum")):
                 raise ValueError("its parts are not of one length")
             if "sources" in file:
-                table = file["sources"]
-                self.sources = self._merged(
-                    file["embedding"].is_virtual,
-                    [name.decode() for name in table["path"][()]],
-                    table["rows"][()].tolist(),
-                    [digest.decode() for digest in table["digest"][()]],
-                )
+                self.sources = self._merged(file)
             else:
                 self.sources = (Source(path, 0, self.rows, str(file.attrs["digest"])),)
 
-    def _merged(
-        self, virtual: bool, names: list[str], rows: list[int], digests: list[str]
-    ) -> tuple[Source, ...]:
+    def _merged(self, file: h5py.File) -> tuple[Source, ...]:
+        table = file["sources"]
+        rows = table["rows"][()].tolist()
         if sum(rows) != self.rows or min(rows, default=0) < 0:
             raise ValueError("its sources have other rows")
-        if not virtual:
+        if virtual := file["embedding"].is_virtual:
+            firsts = [0] * len(rows)
+            paths = [self._beside(name.decode()) for name in table["path"][()]]
+        else:
             firsts = (np.cumsum(rows) - rows).tolist()
             paths = [self.path] * len(rows)
-        else:
-            firsts = [0] * len(rows)
-            paths = [self._beside(name) for name in names]
+        digests = [digest.decode() for digest in table["digest"][()]]
         parts = zip(paths, firsts, rows, digests, strict=True)
         sources = tuple(Source(*part) for part in parts)
         for source in sources if virtual else ():
-            with open_h5(source.path) as file, judged(source.path):
-                same = file["embedding"].shape == (source.rows, self.dim)
-                if not same or str(file.attrs["digest"]) != source.digest:
+            with open_h5(source.path) as shard, judged(source.path):
+                same = shard["embedding"].shape == (source.rows, self.dim)
+                if not same or str(shard.attrs["digest"]) != source.digest:
                     raise InputError(
                         f"{source.path}: is not the shard that was merged; merge again."
                     )
@@ -283,8 +280,6 @@ class EmbeddingFile:
         return tuple(source.digest for source in self.sources)
 
     def parts(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Ids and embeddings of all sources in row order, CHUNK_ROWS at a time."""
+        """`Source.parts` of all sources, in row order."""
         for source in self.sources:
-            with open_h5(source.path) as file:
-                for at in range(0, source.rows, CHUNK_ROWS):
-                    yield source.read(file, at, CHUNK_ROWS)
+            yield from source.parts()

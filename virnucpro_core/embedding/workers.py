@@ -149,19 +149,21 @@ def _work(
 
 
 class _Worker:
-    """A worker that was started. show: gets how far it is."""
+    """A worker that was started. show: gets how far it is, under the worker's label."""
 
     def __init__(
-        self, rank_of: Rank[J], job: J, device: str, rank: int, world: int, log: Path, show: Show
+        self, rank_of: Rank[J], job: J, devices: Sequence[str], rank: int, log: Path, show: Show
     ):
+        device = devices[rank]
         self.device, self.log = device, log
         self._show = show
+        self._label = device if devices.count(device) == 1 else f"{device} ({rank})"
         self._ended, self._refusal = False, None
         log.unlink(missing_ok=True)  # its own first act is to make it
         standby = taken()
         self.process, self._pipe = standby.process, standby.report
         own = (log, logging.getLogger("virnucpro").getEffectiveLevel())
-        standby.work(_work, rank_of, job, device, rank, world, own)
+        standby.work(_work, rank_of, job, device, rank, len(devices), own)
 
     def hear(self) -> None:
         """Take in all that it has said by now: its log lines appear here too."""
@@ -171,7 +173,7 @@ class _Worker:
                     case logging.LogRecord() as line:
                         logger.handle(line)
                     case Row() as row:
-                        self._show(row)
+                        self._show(row._replace(label=self._label))
                     case end:
                         self._ended, self._refusal = True, end
 
@@ -215,23 +217,16 @@ def run_ranks(rank_of: Rank[J], job: J, devices: Sequence[str], output: Path) ->
     with it. Raises the first failure; a signal is passed on to all and raises StoppedError.
     """
     refuse_respawn()
-    world = len(devices)
     with stop_on_signal() as stop:
-        if world == 1:
+        if len(devices) == 1:
             rank_of(job, devices[0], 0, 1, stop)
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        logs = [output.with_name(f"{output.stem}.rank{rank}.log") for rank in range(world)]
         with screen("embed", "tokens") as show:
-
-            def labelled(device: str, rank: int) -> Show:
-                label = device if devices.count(device) == 1 else f"{device} ({rank})"
-                return lambda row: show(row._replace(label=label))
-
-            running = [
-                _Worker(rank_of, job, device, rank, world, logs[rank], labelled(device, rank))
-                for rank, device in enumerate(devices)
-            ]
+            running = []
+            for rank in range(len(devices)):
+                log = output.with_name(f"{output.stem}.rank{rank}.log")
+                running.append(_Worker(rank_of, job, devices, rank, log, show))
             failures = _until_all_end(running, stop)
     if failures:
         raise failures[0]

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 
 from virnucpro_core.embedding.hdf5 import open_h5
-from virnucpro_core.embedding.shards import EmbeddingFile, Origin, Source
+from virnucpro_core.embedding.shards import CHUNK_ROWS, EmbeddingFile, Origin, Source
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.files import keep_apart
 from virnucpro_core.inputs import Input
@@ -57,9 +57,6 @@ from virnucpro_core.version import __version__
 
 logger = logging.getLogger("virnucpro.classify")
 
-ROWS = 4096
-"""Embeddings read at a time: 55 MB of them at 3328 values each."""
-
 
 def _check_made_for(embeddings: EmbeddingFile, model: Model) -> None:
     """The encoders' weights decide: a classifier that was trained on them may have another name."""
@@ -72,23 +69,16 @@ def _check_made_for(embeddings: EmbeddingFile, model: Model) -> None:
         )
 
 
-class Embedded(NamedTuple):
-    """A frame table, and where its embeddings are."""
-
-    table: Path
-    source: Source
-
-
 def _pair_tables(
     embeddings: EmbeddingFile, frames: Sequence[tuple[Path, FrameMeta]], contigs: Path, window: int
-) -> list[Embedded]:
-    """Pair frame tables with their embeddings, in the inventory's order.
+) -> list[tuple[Path, Source]]:
+    """Frame tables, each with where its embeddings are, in the inventory's order.
 
     Tables are known by the digest of their content, so neither the order in which they are given
     nor that of the merged pieces matters.
     """
     waiting = {source.digest: source for source in embeddings.sources}
-    first: dict[str, Embedded] = {}
+    first: dict[str, tuple[Path, Source]] = {}
     for table, meta in frames:
         if meta.digest not in waiting:
             raise InputError(
@@ -105,10 +95,10 @@ def _pair_tables(
             contig = batch["contig"][0].as_py()
             if contig in first:
                 raise InputError(
-                    f"{table}: begins with contig {contig!r}, as {first[contig].table} does; give "
+                    f"{table}: begins with contig {contig!r}, as {first[contig][0]} does; give "
                     "the tables of one sample."
                 )
-            first[contig] = Embedded(table, source)
+            first[contig] = table, source
             break
     if waiting:
         raise InputError(
@@ -158,14 +148,14 @@ class _ByContig:
 
 
 def _score(
-    tables: Sequence[Embedded], classifier: MLPClassifier, model: Model
+    tables: Sequence[tuple[Path, Source]], classifier: MLPClassifier, model: Model
 ) -> Iterator[tuple[pa.RecordBatch, Float32Array]]:
     """Rows of the tables with their probabilities of other and virus and by each half (N, 4)."""
-    halves = Halves(classifier, *hidden_halves(model, [source for _, source in tables], ROWS))
+    halves = Halves(classifier, *hidden_halves(model, [source for _, source in tables]))
     for table, source in tables:
         at = 0
         with open_h5(source.path) as file:
-            for frames in frame_batches(table, rows=ROWS):  # fewer where a row group ends
+            for frames in frame_batches(table, rows=CHUNK_ROWS):  # fewer where a row group ends
                 ids, embeddings = source.read(file, at, frames.num_rows)
                 if ids != frames["frame_id"].to_pylist():
                     raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,10 +51,6 @@ class Figure:
     y_ticks: list[tuple[float, str]]
 
 
-def _grid() -> Int64Array:
-    return np.zeros((2, DECADES * PER_DECADE, SCORE_BINS), np.int64)
-
-
 def _show(call: str, scores: tuple[int, int], lengths: tuple[int, int] | None = None) -> str:
     """JSON of a filter: half-open bins of scores and of lengths, the last score's bin closed."""
     low, high = scores
@@ -67,14 +63,14 @@ def _show(call: str, scores: tuple[int, int], lengths: tuple[int, int] | None = 
     return json.dumps(of)
 
 
-@dataclass
 class ScoreGrid:
     """Numbers of contigs by call (other, virus), binned length and binned score.
 
     All that the figures need, of one size however many contigs there are.
     """
 
-    counts: Int64Array = field(default_factory=_grid)
+    def __init__(self) -> None:
+        self.counts = np.zeros((2, DECADES * PER_DECADE, SCORE_BINS), np.int64)
 
     def add(self, lengths: Int64Array, scores: Float32Array, is_virus: BoolArray) -> None:
         # as printed: of a float32 the fifth digit is noise, which may lie on the other side
@@ -136,9 +132,10 @@ class ScoreGrid:
                     faintest + (0.85 - faintest) * share,
                 )
             )
+        digits = (1,) if high - low > 2.2 * PER_DECADE else (1, 2, 5)
         x_ticks = [
             (LEFT + (position - low) * step, bases(length))
-            for length in _round_lengths(0 if high - low > 2.2 * PER_DECADE else 1)
+            for length in (digit * 10**zeros for zeros in range(DECADES) for digit in digits)
             if low <= (position := np.log10(length) * PER_DECADE) <= high
         ]
         return Figure(marks, x_ticks, _score_ticks(BOTTOM, TOP))
@@ -146,10 +143,6 @@ class ScoreGrid:
 
 def _score_ticks(start: float, end: float) -> list[tuple[float, str]]:
     return [(start + (end - start) * tick / 4, f"{tick / 4:g}") for tick in range(5)]
-
-
-def _round_lengths(denser: int) -> list[int]:
-    return [k * 10**e for e in range(DECADES) for k in ((1, 2, 5) if denser else (1,))]
 
 
 def _nice(value: int) -> int:

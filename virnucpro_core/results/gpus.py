@@ -12,14 +12,13 @@ WIDTH, HEIGHT = 420, 44
 """Of one line's box, in the units of the SVG's view box."""
 
 _DRAWN = {
-    "busy": ("Busy", 1.0, "100 %"),
-    "power_w": ("Power", 1000.0, "{:,.0f} W"),
-    "memory_bytes": ("Memory", 2.0**37, "{:,.0f} GB"),
-    "celsius": ("Temperature", 100.0, "{:.0f} °C"),
+    "busy": ("Busy", "", 1.0, "100 %"),
+    "power_w": ("Power", "limit_w", 1000.0, "{:,.0f} W"),
+    "memory_bytes": ("Memory", "limit_bytes", 2.0**37, "{:,.0f} GB"),
+    "celsius": ("Temperature", "", 100.0, "{:.0f} °C"),
 }
-"""Of each quantity its name, where its axis ends if nothing tells, and how that is said."""
-
-_LIMITS = {"power_w": "limit_w", "memory_bytes": "limit_bytes"}
+"""Of each quantity its name, the record's key for where its axis ends, the end where that tells
+nothing, and how it is said."""
 
 
 class Line(NamedTuple):
@@ -39,22 +38,18 @@ class Gpu(NamedTuple):
     lines: list[Line]
 
 
-def read_gpus(device: str, records: Any) -> list[Gpu]:
-    """The GPUs of one `embedded_on` of a summary.json; [] where it has none.
+def read_gpu(device: str, record: Mapping[str, Any]) -> Gpu:
+    """A GPU out of `embedded_on` of a summary.json, by the name of its device.
 
     Raises ValueError, TypeError or LookupError for what is no record of ours.
     """
-    return [_gpu(device, record) for record in records or ()]
-
-
-def _gpu(device: str, record: Mapping[str, Any]) -> Gpu:
     seconds = _numbers(record["seconds"])
     last = max(seconds) or 1.0  # of a run that ended with its first sample
     lines = []
-    for name, (label, most, said) in _DRAWN.items():
+    for name, (label, limit, most, said) in _DRAWN.items():
         if name not in record:
             continue
-        most = float(record.get(_LIMITS.get(name, "")) or most)
+        most = float(record.get(limit) or most)
         values = _numbers(record[name])
         points = " ".join(
             f"{WIDTH * at / last:.1f},{HEIGHT * (1 - min(1.0, value / most)):.1f}"

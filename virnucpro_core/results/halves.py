@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from virnucpro_core.embedding.hdf5 import open_h5
 from virnucpro_core.embedding.shards import Source
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.dnabert_s import dnabert_s_of
@@ -21,12 +21,12 @@ USUAL = 16_384
 """The first frames of a sample, whose mean stands for a hidden half."""
 
 
-def hidden_halves(model: Model, sources: Sequence[Source], rows: int) -> tuple[int, Float32Array]:
+def hidden_halves(model: Model, sources: Sequence[Source]) -> tuple[int, Float32Array]:
     """The nucleotides' part of an embedding, in values, and what hides each half, float32 (dim).
 
     A model that was trained with halves hidden takes what it was trained with: the vectors of no
     sequence at all. Others have never met that, and get the mean of the sample's first USUAL
-    frames, in the order of sources: nothing but what is usual here. rows: read at a time.
+    frames, in the order of sources: nothing but what is usual here.
     """
     stored = read_encoder(model.nucleotide, "dnabert_s")
     width = stored.matrix("embedding.weight")[1]
@@ -35,13 +35,12 @@ def hidden_halves(model: Model, sources: Sequence[Source], rows: int) -> tuple[i
         empty[:width] = filled(dnabert_s_of(stored), stored).embed([""])[0]
         return width, empty
     total, count = np.zeros(model.dim), 0
-    for source in sources:
-        with open_h5(source.path) as file:
-            for at in range(0, min(source.rows, USUAL - count), rows):
-                wanted = min(rows, source.rows - at, USUAL - count)
-                _, part = source.read(file, at, wanted)
-                total += part.sum(axis=0, dtype=np.float64)
-                count += len(part)
+    for _, part in chain.from_iterable(source.parts() for source in sources):
+        part = part[: USUAL - count]
+        total += part.sum(axis=0, dtype=np.float64)
+        count += len(part)
+        if count == USUAL:
+            break
     return width, (total / max(count, 1)).astype(np.float32)
 
 

@@ -20,11 +20,6 @@ _VIRUS_PERCENT = {
     "description": "Share of contigs called virus",
     "scale": "Oranges",
 }
-_ABOUT = {
-    "parent_id": "virnucpro",
-    "parent_name": "VirNucPro",
-    "parent_description": "finds viruses in short metagenomic contigs.",
-}
 
 
 def content(
@@ -83,49 +78,51 @@ def _row(summary: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def _section(
+    name: str, kind: str, description: str, plot: Mapping[str, Any], **content: Any
+) -> dict[str, Any]:
+    """A plot or table with a heading of its own; plot: settings of its kind."""
+    key = f"virnucpro_{name.lower()}"
+    known = {
+        "id": f"{key}_table" if kind == "table" else f"{key}_plot",
+        "title": f"VirNucPro: {name.lower()}",
+    }
+    return {
+        "parent_id": "virnucpro",
+        "parent_name": "VirNucPro",
+        "parent_description": "finds viruses in short metagenomic contigs.",
+        "id": key,
+        "section_name": name,
+        "description": description,
+        "plot_type": kind,
+        "pconfig": {**known, **plot},
+        **content,
+    }
+
+
 def _table(samples: Sequence[Mapping[str, Any]], missing: str) -> dict[str, Any]:
     def count(title: str, description: str, colour: str = "Greys") -> dict[str, Any]:
         return {**_WHOLE, "title": title, "description": description, "scale": colour}
 
-    return {
-        **_ABOUT,
-        "id": "virnucpro_samples",
-        "section_name": "Samples",
-        "description": f"Contigs and viral contigs of each sample.{missing}",
-        "plot_type": "table",
-        "pconfig": {"id": "virnucpro_samples_table", "title": "VirNucPro: samples"},
-        "headers": {
-            "contigs": count("Contigs", "Contigs in the input"),
-            "virus": count("Virus", "Contigs called virus", "Oranges"),
-            "virus_percent": _VIRUS_PERCENT,
-            "other": count("Other", "Contigs called other", "Blues"),
-            "no_call": count("No call", "Contigs without a call"),
-            "virus_bases": count("Virus bases", "Bases in contigs called virus", "Oranges"),
-            "frames": count("Frames", "Stop-free reading frames that were scored"),
-        },
-        "data": {one["sample"]: _row(one) for one in samples},
+    headers = {
+        "contigs": count("Contigs", "Contigs in the input"),
+        "virus": count("Virus", "Contigs called virus", "Oranges"),
+        "virus_percent": _VIRUS_PERCENT,
+        "other": count("Other", "Contigs called other", "Blues"),
+        "no_call": count("No call", "Contigs without a call"),
+        "virus_bases": count("Virus bases", "Bases in contigs called virus", "Oranges"),
+        "frames": count("Frames", "Stop-free reading frames that were scored"),
     }
+    about = f"Contigs and viral contigs of each sample.{missing}"
+    data = {one["sample"]: _row(one) for one in samples}
+    return _section("Samples", "table", about, {}, headers=headers, data=data)
 
 
 def _calls(samples: Sequence[Mapping[str, Any]], missing: str) -> dict[str, Any]:
-    return {
-        **_ABOUT,
-        "id": "virnucpro_calls",
-        "section_name": "Calls",
-        "description": f"Calls of each sample's contigs.{missing}",
-        "plot_type": "bargraph",
-        "pconfig": {
-            "id": "virnucpro_calls_plot",
-            "title": "VirNucPro: calls",
-            "ylab": "Contigs",
-        },
-        "categories": {
-            call: {"name": LABELS[call], "color": colour} for call, colour in COLOURS.items()
-        },
-        "data": {
-            one["sample"]: {call: one["contigs"][call] for call in COLOURS} for one in samples
-        },
-    }
+    about = f"Calls of each sample's contigs.{missing}"
+    bars = {call: {"name": LABELS[call], "color": colour} for call, colour in COLOURS.items()}
+    data = {one["sample"]: {call: one["contigs"][call] for call in bars} for one in samples}
+    return _section("Calls", "bargraph", about, {"ylab": "Contigs"}, categories=bars, data=data)
 
 
 def _scores(scores: Mapping[str, Int64Array]) -> dict[str, Any]:
@@ -135,23 +132,9 @@ def _scores(scores: Mapping[str, Int64Array]) -> dict[str, Any]:
         share = 100 * counts.sum(axis=0) / max(1, int(counts.sum()))
         middles = ((i + 0.5) / HISTOGRAM_BINS for i in range(HISTOGRAM_BINS))
         lines[name] = {f"{x:g}": round(y, 3) for x, y in zip(middles, share.tolist(), strict=True)}
-    return {
-        **_ABOUT,
-        "id": "virnucpro_scores",
-        "section_name": "Scores",
-        "description": "Contigs by the score that calls are made by, of those that have a call.",
-        "plot_type": "linegraph",
-        "pconfig": {
-            "id": "virnucpro_scores_plot",
-            "title": "VirNucPro: scores",
-            "xlab": "Score",
-            "ylab": "% of contigs",
-            "xmin": 0,
-            "xmax": 1,
-            "ymin": 0,
-        },
-        "data": lines,
-    }
+    about = "Contigs by the score that calls are made by, of those that have a call."
+    axes = {"xlab": "Score", "ylab": "% of contigs", "xmin": 0, "xmax": 1, "ymin": 0}
+    return _section("Scores", "linegraph", about, axes, data=lines)
 
 
 def _versions(samples: Sequence[Mapping[str, Any]], version: str) -> dict[str, Any]:

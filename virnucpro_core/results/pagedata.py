@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from virnucpro_core.parquet import scored_batches
 from virnucpro_core.results.calls import CALLS, LABELS, REASONS
 from virnucpro_core.results.tables import read_regions
+from virnucpro_core.schema import CONTIGS
 
 LISTED = 200_000
 """Contigs in the page, the best of all samples: 100,000 with their frames are 9 MB."""
@@ -66,7 +67,7 @@ class Best:
     """The LISTED best contigs of all that are added, whatever their number."""
 
     def __init__(self) -> None:
-        self._parts: list[pa.Table] = []
+        self._parts = [CONTIGS.append(pa.field("sample", pa.uint32())).empty_table()]
         self._rows = 0
 
     def add(self, batch: pa.RecordBatch, sample: int) -> None:
@@ -79,11 +80,9 @@ class Best:
             self._parts = [self.table()]
             self._rows = LISTED
 
-    def table(self) -> pa.Table | None:
-        """The best first; None of no contig at all."""
-        return (
-            pa.concat_tables(self._parts).sort_by(_ORDER).slice(0, LISTED) if self._rows else None
-        )
+    def table(self) -> pa.Table:
+        """The best first."""
+        return pa.concat_tables(self._parts).sort_by(_ORDER).slice(0, LISTED)
 
 
 class Shown(NamedTuple):
@@ -93,14 +92,12 @@ class Shown(NamedTuple):
     blocks: dict[str, str]
 
 
-def page_data(contigs: pa.Table | None, outs: Sequence[Path]) -> Shown:
+def page_data(contigs: pa.Table, outs: Sequence[Path]) -> Shown:
     """The data of these contigs, `Best.table`'s; outs: the folder of each sample.
 
     Of a folder without a frames.parquet the contigs have no view. Raises InputError for a frame
     table or a regions.tsv that is damaged.
     """
-    if contigs is None:
-        return Shown(_about(0, 0, 0), {})
     column = {
         name: contigs[name].to_numpy()
         for name in ("sample", "regions", "score", "frames", "scored_windows")
@@ -121,26 +118,14 @@ def page_data(contigs: pa.Table | None, outs: Sequence[Path]) -> Shown:
                 regions.setdefault(row, []).append(part)
     views.flush()
     given = {"view_at": views.at, "view_rows": views.rows}
-    parts = [
-        _numbers(contigs, name) if name not in given else given[name] for name in CONTIG_COLUMNS
-    ]
-    columns = zip(parts, CONTIG_COLUMNS.values(), strict=True)
-    blocks = {
-        "names": packed("\n".join(names).encode()),
-        "contigs": packed(
-            *(np.asarray(part).astype(f"<{kind}").tobytes() for part, kind in columns)
-        ),
-        "regions": packed(json.dumps(regions).encode()),
-        **{f"frames{number}": text for number, text in enumerate(views.blocks)},
-    }
-    return Shown(_about(len(names), views.total, int((views.rows > 0).sum())), blocks)
-
-
-def _about(contigs: int, frames: int, views: int) -> dict[str, Any]:
-    return {
-        "contigs": contigs,
-        "frames": frames,
-        "views": views,
+    numbers = (
+        (given[name] if name in given else _numbers(contigs, name)).astype(f"<{kind}").tobytes()
+        for name, kind in CONTIG_COLUMNS.items()
+    )
+    about = {
+        "contigs": len(names),
+        "frames": views.total,
+        "views": int((views.rows > 0).sum()),
         "frame_rows": FRAME_ROWS,
         "contig_columns": CONTIG_COLUMNS,
         "frame_columns": FRAME_COLUMNS,
@@ -149,6 +134,13 @@ def _about(contigs: int, frames: int, views: int) -> dict[str, Any]:
         "reasons": REASONS,
         "frame_names": FRAMES,
     }
+    blocks = {
+        "names": packed("\n".join(names).encode()),
+        "contigs": packed(*numbers),
+        "regions": packed(json.dumps(regions).encode()),
+        **{f"frames{number}": text for number, text in enumerate(views.blocks)},
+    }
+    return Shown(about, blocks)
 
 
 def _chosen(first: _Array, column: Mapping[str, _Array]) -> _Array:
@@ -162,7 +154,7 @@ def _chosen(first: _Array, column: Mapping[str, _Array]) -> _Array:
 
 
 def _numbers(contigs: pa.Table, name: str) -> _Array:
-    if name == "call" or name == "reason":
+    if name in ("call", "reason"):
         known = pa.array(CALLS if name == "call" else REASONS)
         found = pc.index_in(contigs[name], value_set=known)
         return pc.fill_null(found, 255).to_numpy()  # type: ignore[no-any-return]

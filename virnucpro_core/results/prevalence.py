@@ -9,9 +9,8 @@ doi:10.1162/089976602753284446).
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Float64Array = NDArray[np.float64]
+from virnucpro_core.models.rule import Float64Array
 
 LEAST_CONTIGS = 200
 """Scored contigs from which on a sample's share of viruses is estimated."""

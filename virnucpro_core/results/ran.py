@@ -5,26 +5,12 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from virnucpro_core.version import __version__
-
-
-class Clock:
-    """Seconds of stages that come one after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def end(self, stage: str) -> None:
-        """What passed since the last stage's end was this one."""
-        before, self._last = self._last, time.perf_counter()
-        self.seconds[stage] = self._last - before
 
 
 def ran(seconds: Mapping[str, float]) -> dict[str, Any]:

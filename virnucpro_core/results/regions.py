@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from virnucpro_core.results.prevalence import Float64Array
+from virnucpro_core.models.rule import Float64Array
 
 LEAST_SCORE = 12.0
 """Of a region, in log-odds; chosen, as the rest, by planted proviruses: docs/calls.md."""

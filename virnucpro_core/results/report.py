@@ -66,15 +66,9 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _render(
-    title: str,
-    path: Path,
-    in_order: Sequence[Sample | LeftOut],
-    best: Best,
-    scores: ScoreGrid,
-    earlier: Sequence[str],
-    command: str | None,
-    run_name: str | None,
+    path: Path, in_order: Sequence[Sample | LeftOut], best: Best, scores: ScoreGrid, **said: Any
 ) -> str:
+    """The page's text; said: what it says as it was given."""
     samples = [one for one in in_order if isinstance(one, Sample)]
     summaries = [sample.summary for sample in samples]
     total = {
@@ -96,7 +90,7 @@ def _render(
     )
     environment.filters |= {"bases": bases, "duration": duration, "url": quote}
     return environment.get_template("page.html.j2").render(
-        title=title,
+        **said,
         version=__version__,
         style=_source("page.css"),
         script=script,
@@ -104,9 +98,6 @@ def _render(
         samples=summaries,
         left_out=[one for one in in_order if isinstance(one, LeftOut)],
         in_order=in_order,
-        earlier=earlier,
-        command=command,
-        run_name=run_name,
         seconds=seconds,
         paths={s.name: os.path.relpath(s.out / "contigs.tsv", path.parent) for s in samples},
         total=total,
@@ -163,8 +154,9 @@ def write_report(
         own = _count_contigs(sample, number, best)
         scores.counts += own.counts
         by_sample[sample.name] = own.by_score()
+    said = {"title": title, "command": command, "run_name": run_name}
     others = [name for name in earlier if name not in by_sample]
-    page = _render(title, path, in_order, best, scores, others, command, run_name)
+    page = _render(path, in_order, best, scores, earlier=others, **said)
     with written_aside(path) as aside:
         aside.write_text(page, encoding="utf-8")
     left_out = {one.name: one.reason for one in in_order if isinstance(one, LeftOut)}

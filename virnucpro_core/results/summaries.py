@@ -13,7 +13,7 @@ from virnucpro_core.files import blame_machine
 from virnucpro_core.results.calls import CALLS, REASONS
 from virnucpro_core.results.criteria import Criteria
 from virnucpro_core.results.figures import duration
-from virnucpro_core.results.gpus import read_gpus
+from virnucpro_core.results.gpus import read_gpu
 from virnucpro_core.results.ran import read_ran
 
 MADE_BY = ("model", "window", "genetic_code", "said", "precision", "packed", "version", "weights")
@@ -90,9 +90,9 @@ def _read_summary(out: Path) -> Sample:
             if not isinstance(summary[key], kind):
                 raise TypeError(f"{key} is of another kind")
         summary["gpus"] = [
-            gpu
+            read_gpu(str(one["device"]), record)
             for one in summary.get("embedded_on", ())
-            for gpu in read_gpus(str(one["device"]), one.get("gpus"))
+            for record in one.get("gpus") or ()
         ]
         summary["embedded_on"] = [
             Embedded(

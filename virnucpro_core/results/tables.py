@@ -127,7 +127,20 @@ class ResultFiles:
         """A batch of the inventory's windows."""
         names = inventory["contig"].to_pylist()
         for at in range(0, len(calls.contig), BATCH_ROWS):  # a chromosome has a million windows
-            self._write_windows(names, calls[at : at + BATCH_ROWS])
+            part = calls[at : at + BATCH_ROWS]
+            ids = part.ids(names)
+            call = np.where(part.is_virus, "virus", np.where(part.called, "other", "no_call"))
+            _write_lines(
+                self._windows,
+                ids,
+                [names[i] for i in part.contig.tolist()],
+                *(x.tolist() for x in (part.number, part.start, part.end, part.frames)),
+                _text(part.score_other),
+                _text(part.score_virus),
+                call.tolist(),
+            )
+            framed = part.frames > 0
+            self._highest.add(list(compress(ids, framed.tolist())), part.is_virus[framed])
 
     def write_contigs(
         self, contigs: pa.Table, proviruses: Sequence[Region], inventory: Path
@@ -179,21 +192,6 @@ class ResultFiles:
         )
         self._write_fasta(self._stretches, batch, i, region, part)
 
-    def _write_windows(self, names: Sequence[str], calls: WindowCalls) -> None:
-        ids = calls.ids(names)
-        call = np.where(calls.is_virus, "virus", np.where(calls.called, "other", "no_call"))
-        _write_lines(
-            self._windows,
-            ids,
-            [names[i] for i in calls.contig.tolist()],
-            *(x.tolist() for x in (calls.number, calls.start, calls.end, calls.frames)),
-            _text(calls.score_other),
-            _text(calls.score_virus),
-            call.tolist(),
-        )
-        called = calls.frames > 0
-        self._highest.add(list(compress(ids, called.tolist())), calls.is_virus[called])
-
     def finish(self, summary: dict[str, object]) -> None:
         """Write what needs all contigs: the original's sorted file, and summary.json."""
         self._highest.write(self._highest_csv)
@@ -210,14 +208,11 @@ class ResultFiles:
             (self._out / name).unlink(missing_ok=True)
 
 
-_ALWAYS = (
-    *("contig", "length", "windows", "scored_windows", "frames", "evidence_bp", "viral_windows"),
-    *("regions", "call"),
-)
-"""Columns of contigs.tsv that have a value in every row."""
 _SHARES = ("viral_fraction", "max_virus_score", "mean_virus_score", "score", "probability", "fdr")
 _CALLED = _SHARES[:4]
 """Of a contig that has a call, always."""
+_ALWAYS = [name for name in CONTIGS.names if name not in (*_SHARES, "reason")]
+"""Columns of contigs.tsv that have a value in every row."""
 
 
 def contig_batches(path: Path) -> Iterator[pa.RecordBatch]:

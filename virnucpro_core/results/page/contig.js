@@ -144,42 +144,24 @@ function halves(windows, called) {
 const TABLE_ROWS = 1000;
 
 function windowTable(windows) {
-    const head = [
-        "Window",
-        "From",
-        "To",
-        "Frames",
-        "Score",
-        ...(windows[0].nucleotide ? ["Nucleotides", "Protein"] : []),
-    ];
+    const halves = windows[0].nucleotide ? ["Nucleotides", "Protein"] : [];
+    const head = ["Window", "From", "To", "Frames", "Score", ...halves];
+    const heads = head.map((text, i) => make("th", { scope: "col", class: i === 3 ? "" : "num", text }));
     const rows = windows.slice(0, TABLE_ROWS).map(one => {
         const frames = one.frames.map(frame => `${frame.frame} ${frame.both.toFixed(4)}`).join(", ");
+        const scores = [one.both, one.nucleotide, one.protein].filter(Boolean);
         const values = [
-            number(one.number),
-            number(one.start + 1),
-            number(one.end),
+            ...[one.number, one.start + 1, one.end].map(number),
             frames,
-            one.both.score.toFixed(4),
+            ...scores.map(({ score }) => score.toFixed(4)),
         ];
-        if (one.nucleotide) values.push(one.nucleotide.score.toFixed(4), one.protein.score.toFixed(4));
-        return make(
-            "tr",
-            { class: one.both.viral ? "virus" : "other" },
-            ...values.map((text, i) => make("td", { class: i === 3 ? "frames" : "num", text })),
-        );
+        const cells = values.map((text, i) => make("td", { class: i === 3 ? "frames" : "num", text }));
+        return make("tr", { class: one.both.viral ? "virus" : "other" }, ...cells);
     });
     const table = make(
         "table",
         {},
-        make(
-            "thead",
-            {},
-            make(
-                "tr",
-                {},
-                ...head.map((text, i) => make("th", { scope: "col", class: i === 3 ? "" : "num", text })),
-            ),
-        ),
+        make("thead", {}, make("tr", {}, ...heads)),
         make("tbody", {}, ...rows),
     );
     const many =

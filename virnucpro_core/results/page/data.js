@@ -24,10 +24,9 @@ function columnsOf(buffer, kinds, rows) {
 
 // All contigs, the best first: their names and one array a column.
 async function readContigs() {
-    if (!about.contigs) return { names: [], ...columnsOf(new ArrayBuffer(0), about.contig_columns, 0) };
     const [names, numbers] = await Promise.all([unpack("names"), unpack("contigs")]);
     const contigs = columnsOf(numbers, about.contig_columns, about.contigs);
-    contigs.names = new TextDecoder().decode(names).split("\n");
+    contigs.names = about.contigs ? new TextDecoder().decode(names).split("\n") : [];
     // of a float32 the digits from the seventh on are noise, which would lie below a round threshold
     for (const name of ["score", "mean_virus_score", "max_virus_score", "probability", "fdr"])
         contigs[name] = Float64Array.from(contigs[name], value => Math.round(value * 1e6) / 1e6);

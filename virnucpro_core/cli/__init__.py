@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from virnucpro_core.cli import config, models, stages
+from virnucpro_core.cli import config, stages
 from virnucpro_core.cli.command import MODELS, RUN, Group
 from virnucpro_core.errors import (
     ROOM,
@@ -30,6 +30,7 @@ from virnucpro_core.errors import (
 )
 from virnucpro_core.files import blamed
 from virnucpro_core.lab.commands import inspect, measure
+from virnucpro_core.published import commands as models
 from virnucpro_core.version import __version__
 
 app = typer.Typer(

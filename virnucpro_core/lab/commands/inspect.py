@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from virnucpro_core.cli import models, stdin
+from virnucpro_core.cli import stdin
 from virnucpro_core.cli.command import MEASURE, MODELS, RUN, commands
 from virnucpro_core.cli.options import (
     Devices,
@@ -20,6 +20,7 @@ from virnucpro_core.cli.options import (
 )
 from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import keep_apart, write_json, written_aside
+from virnucpro_core.published import commands as models
 
 app = typer.Typer()
 run = commands(app, RUN)

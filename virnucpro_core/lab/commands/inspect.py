@@ -1,4 +1,4 @@
-"""Commands that look at results, inputs and the machine, and change none of them."""
+"""Commands that look at results, inputs, settings and the machine, and change none of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from virnucpro_core.cli import stdin
-from virnucpro_core.cli.command import MEASURE, MODELS, RUN, commands
+from virnucpro_core.cli.command import MEASURE, MODELS, RUN, SETTINGS, Group, as_plain, commands
+from virnucpro_core.cli.configuration import known_keys
 from virnucpro_core.cli.options import (
     Devices,
     Fasta,
@@ -23,6 +24,7 @@ from virnucpro_core.files import keep_apart, write_json, written_aside
 from virnucpro_core.published import commands as models
 
 app = typer.Typer()
+settings = typer.Typer(cls=Group, help="Show the settings of a run.")
 run = commands(app, RUN)
 measuring = commands(app, MEASURE)
 
@@ -138,3 +140,27 @@ def models_card(
     from virnucpro_core.models.store import resolve_model
 
     typer.echo(card(resolve_model(name, models_dir)), nl=False)
+
+
+@commands(settings, RUN)(
+    "virnucpro config show",
+    "virnucpro config show --config run.yaml --set embedding.precision=bf16",
+    "virnucpro config show > run.yaml",
+)
+def show(context: typer.Context) -> None:
+    """Print every setting with its value and where that comes from, as YAML for --config."""
+    import yaml
+
+    rows = []
+    for key, option in known_keys(context).items():
+        setting = context.meta[SETTINGS].get(key)
+        value = (
+            option.process_value(context, setting.text) if setting else option.get_default(context)
+        )
+        line = yaml.safe_dump({key: as_plain(value)}, width=float("inf")).strip()
+        said = option.show_default
+        why = f" ({said})" if isinstance(said, str) and said != value else ""
+        rows.append((line, setting.source if setting else f"default{why}"))
+    width = max(len(line) for line, _ in rows)
+    for line, source in rows:
+        typer.echo(f"{line:{width}}  # {source}")

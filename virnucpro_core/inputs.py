@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,23 @@ RECORD = ".input.json"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
-def check_local(paths: Iterable[Path]) -> None:
-    """InputError for a URL, of which Path has made `https:/…`."""
-    for path in paths:
-        if _URL.match(str(path)) and not path.exists():
-            url = _URL.sub(r"\1://", str(path), count=1)
-            raise InputError(
-                f"{url}: is a URL, and this command reads files; fetch it first, or give it to the "
-                "pipeline, which fetches it."
-            )
+def missing(path: Path) -> InputError:
+    """What to raise for a file that is not there; it may be a URL, which Path makes `https:/…`."""
+    if not _URL.match(str(path)):
+        return InputError(f"{path}: no such file; check the path.")
+    url = _URL.sub(r"\1://", str(path), count=1)
+    return InputError(
+        f"{url}: is a URL, and this command reads files; fetch it first, or give it to the "
+        "pipeline, which fetches it."
+    )
 
 
 def identify(paths: Sequence[Path]) -> Input:
     """What says whether files are the same as before; reads each to its end, but no pipe."""
-    check_local(paths)
     given = []
     for path in paths:
         if not path.exists():
-            raise InputError(f"{path}: no such file; check the path.")
+            raise missing(path)
         about: dict[str, Any] = {"name": path.name, "bytes": None, "sha256": None}
         if path.is_file():
             try:

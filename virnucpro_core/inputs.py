@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import blamed, write_json
+from virnucpro_core.files import blamed
 
 Input = list[dict[str, Any]]
 """Of each file its `name`, its `bytes`, and the `sha256` of its content, None for a pipe."""
 
 RECORD = ".input.json"
-"""In a folder of work from its beginning on."""
+"""The file that says in a folder whose work it holds, from the beginning on."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
@@ -69,8 +69,3 @@ def read_record(folder: Path) -> object:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-
-
-def write_record(folder: Path, given: Input) -> None:
-    """Say in a folder whose work it holds."""
-    write_json(folder / RECORD, given)

@@ -238,7 +238,7 @@ def test_readme_says_of_a_gigabase_what_estimate_says(tmp_path: Path) -> None:
     scale = 1e9 / WORK.bases
     contigs, bases, windows, frames, tokens = (round(scale * count) for count in WORK[:-1])
     work = Amount(contigs, bases, windows, frames, tokens, exact=True)
-    gpus = [on_gpu(work, PUBLISHED, "", kind, "fp16", 1, None) for kind in ("t4", "a100", "h100")]
+    gpus = [on_gpu(work, PUBLISHED, kind, "fp16") for kind in ("t4", "a100", "h100")]
     told = estimate(work, PUBLISHED, CPU, tmp_path)
     assert told.here.seconds
     t4, a100, h100 = (gpu.seconds or 0.0 for gpu in gpus)

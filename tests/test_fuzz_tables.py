@@ -18,7 +18,8 @@ from damage import damaged_json, outcome
 from sample import Sample
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.inputs import RECORD, Input, read_record, same, write_record
+from virnucpro_core.files import write_json
+from virnucpro_core.inputs import RECORD, Input, read_record, same
 from virnucpro_core.parquet import frame_batches, frame_meta, inventory_batches
 from virnucpro_core.results.kept import refuse_other
 from virnucpro_core.results.report import write_report
@@ -148,7 +149,7 @@ def test_summary_of_any_damage_is_reported_or_refused(sample: Sample) -> None:
 
 def test_record_of_an_input_of_any_damage_is_another_input(tmp_path: Path) -> None:
     given: Input = [{"name": "a.fa", "bytes": 3, "sha256": "ab" * 32}]
-    write_record(tmp_path, given)
+    write_json(tmp_path / RECORD, given)
     assert same(read_record(tmp_path), given)
     other = [{**given[0], "sha256": "cd" * 32}]
     for content in damaged_json((tmp_path / RECORD).read_bytes()):

@@ -63,7 +63,13 @@ def test_published_is_imported_by_its_commands_the_face_and_what_makes_models_al
         if published not in path.parents
         and any(name.startswith("virnucpro_core.published") for name in imports(path))
     }
-    assert arrows == {"__init__.py", "cli/models.py", "lab/export.py", "lab/train_head.py"}
+    commands = {"cli/__init__.py", "lab/commands/inspect.py"}
+    assert arrows == {"__init__.py", *commands, "lab/export.py", "lab/train_head.py"}
+    for file in commands:
+        named = [name for name in imports(PACKAGE / file) if ".published" in name]
+        assert named == ["virnucpro_core.published.commands"], file
+    own = [*imports(published / "commands.py", at_start=True)]
+    assert not any(name.startswith("virnucpro_core.published") for name in own)
 
 
 def test_nothing_runs_what_an_input_says() -> None:

@@ -117,15 +117,11 @@ class Cost(NamedTuple):
     def __str__(self) -> str:
         time = "it is not known how long"
         if self.seconds is not None:
-            time = _in_words(self.seconds)
+            time = in_words(self.seconds)
             if self.busy > BUSY and self.seconds < LONG:
-                time += f", {_in_words(self.busy * self.seconds)} as busy as the cores are now"
+                time += f", {in_words(self.busy * self.seconds)} as busy as the cores are now"
         of = "" if self.of is None else f" of {in_bytes(self.of)}"
         return f"{self.device} in {self.precision}: {time}; {in_bytes(self.memory)}{of} of memory"
-
-
-def _in_words(seconds: float) -> str:
-    return f"about {seconds:.0f} seconds" if seconds < 120 else in_words(seconds)
 
 
 @dataclass(frozen=True)
@@ -180,8 +176,7 @@ def estimate(
     else:
         seen = [torch.cuda.get_device_properties(place) for place in places]
         name = f"{len(places)} × {seen[0].name}" if len(places) > 1 else seen[0].name
-        known = device_class(seen[0].name)
-        here = on_gpu(amount, sizes, name, known, chosen, len(places), seen[0].total_memory)
+        here = on_gpu(amount, sizes, name, chosen, len(places), seen[0].total_memory)
     table = 1.5 * amount.tokens  # nucleotides and proteins, compressed
     shard = amount.frames * (4 * sizes.dim + 60)
     lines = 60 * amount.frames + 90 * amount.windows + 60 * amount.contigs
@@ -227,16 +222,10 @@ def _on_cpu(amount: Amount, sizes: Sizes, precision: str) -> Cost:
 
 
 def on_gpu(
-    amount: Amount,
-    sizes: Sizes,
-    name: str,
-    known: str | None,
-    precision: str,
-    gpus: int,
-    total: int | None,
+    amount: Amount, sizes: Sizes, name: str, precision: str, gpus: int = 1, total: int | None = None
 ) -> Cost:
-    """On so many GPUs of a known class or none, each with `total` bytes of memory."""
-    seconds = None
+    """On so many GPUs, each with `total` bytes of memory; their name tells of which class."""
+    known, seconds = device_class(name), None
     if known is not None:
         rate = gpus * tokens_a_second(known, sizes.parameters, precision)
         seconds = START_UP["gpu"] + amount.bases / BASES_A_SECOND + amount.tokens / rate

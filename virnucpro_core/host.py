@@ -24,12 +24,9 @@ def group_limits(*names: str) -> list[str]:
 
 def cpu_quota() -> float | None:
     """Cores that a control group allows, which may be fewer than are seen; None without a limit."""
-    for line in group_limits("cpu.max"):
-        quota, _, period = line.partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            return int(quota) / int(period)
-    pair = group_limits("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
-    if len(pair) == 2 and all(part.isdecimal() for part in pair):  # without a limit, -1
+    pair = [part for line in group_limits("cpu.max") for part in line.split()]
+    pair = pair or group_limits("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+    if len(pair) == 2 and all(part.isdecimal() for part in pair):  # without a limit, max or -1
         return int(pair[0]) / int(pair[1])
     return None
 

@@ -5,40 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import blamed, write_json
+from virnucpro_core.files import blamed
 
 Input = list[dict[str, Any]]
 """Of each file its `name`, its `bytes`, and the `sha256` of its content, None for a pipe."""
 
 RECORD = ".input.json"
-"""In a folder of work from its beginning on."""
+"""The file that says in a folder whose work it holds, from the beginning on."""
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 
 
-def check_local(paths: Iterable[Path]) -> None:
-    """InputError for a URL, of which Path has made `https:/…`."""
-    for path in paths:
-        if _URL.match(str(path)) and not path.exists():
-            url = _URL.sub(r"\1://", str(path), count=1)
-            raise InputError(
-                f"{url}: is a URL, and this command reads files; fetch it first, or give it to the "
-                "pipeline, which fetches it."
-            )
+def missing(path: Path) -> InputError:
+    """What to raise for a file that is not there; it may be a URL, which Path makes `https:/…`."""
+    if not _URL.match(str(path)):
+        return InputError(f"{path}: no such file; check the path.")
+    url = _URL.sub(r"\1://", str(path), count=1)
+    return InputError(
+        f"{url}: is a URL, and this command reads files; fetch it first, or give it to the "
+        "pipeline, which fetches it."
+    )
 
 
 def identify(paths: Sequence[Path]) -> Input:
     """What says whether files are the same as before; reads each to its end, but no pipe."""
-    check_local(paths)
     given = []
     for path in paths:
         if not path.exists():
-            raise InputError(f"{path}: no such file; check the path.")
+            raise missing(path)
         about: dict[str, Any] = {"name": path.name, "bytes": None, "sha256": None}
         if path.is_file():
             try:
@@ -70,8 +69,3 @@ def read_record(folder: Path) -> object:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-
-
-def write_record(folder: Path, given: Input) -> None:
-    """Say in a folder whose work it holds."""
-    write_json(folder / RECORD, given)

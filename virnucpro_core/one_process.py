@@ -21,7 +21,7 @@ from virnucpro_core.embedding.workers import refuse_respawn
 from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.estimate import amount_in, estimate, sizes_of
 from virnucpro_core.files import is_aside, keep_apart, locked, made
-from virnucpro_core.inputs import RECORD, Input, check_local, identify, read_record, same
+from virnucpro_core.inputs import RECORD, Input, identify, read_record, same
 from virnucpro_core.models import DEFAULT
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.rule import ContigRule
@@ -86,7 +86,6 @@ def predict(
     # what is wrong is refused before anything is done
     if not paths:
         raise InputError("no FASTA was given; name at least one file.")
-    check_local(paths)
     code = codes.genetic_code(genetic_code)
     chosen = resolve_model(model, None if models_dir is None else Path(models_dir))
     criteria = criteria_for(chosen.rule, chosen.name, **asked)

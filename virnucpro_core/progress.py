@@ -9,10 +9,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from virnucpro_core.errors import need_room
@@ -229,22 +228,17 @@ class Progress:
     """
 
     def __init__(self, stage: str, total: int | None, unit: str, note: str = "") -> None:
-        self._screen: AbstractContextManager[Show] = screen(stage, unit)
+        self._screen, self._stack = screen(stage, unit), ExitStack()
         self._row = Row("", 0, 0, total, note)
         self._told = 0.0
 
     def __enter__(self) -> Progress:
-        self._show = self._screen.__enter__()
+        self._show = self._stack.enter_context(self._screen)
         self._tell()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._screen.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def begin(self, total: int, kept: int) -> None:
         """Say how much there is, once that is known, and how much of it is done already."""

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from virnucpro_core.cli import config, models, stages
+from virnucpro_core.cli import stages
 from virnucpro_core.cli.command import MODELS, RUN, Group
 from virnucpro_core.errors import (
     ROOM,
@@ -30,6 +30,7 @@ from virnucpro_core.errors import (
 )
 from virnucpro_core.files import blamed
 from virnucpro_core.lab.commands import inspect, measure
+from virnucpro_core.published import commands as models
 from virnucpro_core.version import __version__
 
 app = typer.Typer(
@@ -55,7 +56,7 @@ app.add_typer(stages.app)
 app.add_typer(models.app, name="models", rich_help_panel=MODELS)
 app.add_typer(measure.app)
 app.add_typer(inspect.app)
-app.add_typer(config.app, name="config", rich_help_panel=RUN)
+app.add_typer(inspect.settings, name="config", rich_help_panel=RUN)
 
 
 def _version(asked: bool) -> None:

@@ -17,6 +17,7 @@ import typer
 from virnucpro_core.cli.options import CALLS, EMBEDDING, MODEL, RUNNING, SPLIT, TRANSLATE
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blamed
+from virnucpro_core.inputs import missing
 
 GROUPS = {
     MODEL: "",
@@ -108,7 +109,7 @@ def _of_file(path: Path, known: dict[str, Any]) -> Iterator[tuple[str, Setting]]
         with blamed(path):
             root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path.") from None
+        raise missing(path) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from virnucpro_core.inputs import check_local
 from virnucpro_core.models import DEFAULT
 from virnucpro_core.results.criteria import Preset
 
@@ -52,12 +51,6 @@ def takes(options: Callable[..., None]) -> Decorator:
     return decorate
 
 
-def local_files(paths: list[Path] | Path | None) -> list[Path] | Path | None:
-    """For a callback: files as they are; InputError for a URL."""
-    check_local(paths if isinstance(paths, list) else [paths] if paths else [])
-    return paths
-
-
 def _models(incomplete: str) -> list[str]:
     from virnucpro_core.models.store import PUBLISHED_WINDOWS, list_models
 
@@ -66,10 +59,8 @@ def _models(incomplete: str) -> list[str]:
 
 
 _FASTA = "plain or compressed (.gz, .bz2, .xz, .zst); - is standard input."
-Fasta = Annotated[list[Path], typer.Argument(help=f"FASTA files, {_FASTA}", callback=local_files)]
-OneFasta = Annotated[
-    Path, typer.Argument(help=f"A FASTA file of contigs, {_FASTA}", callback=local_files)
-]
+Fasta = Annotated[list[Path], typer.Argument(help=f"FASTA files, {_FASTA}")]
+OneFasta = Annotated[Path, typer.Argument(help=f"A FASTA file of contigs, {_FASTA}")]
 FrameTable = Annotated[Path, typer.Argument(help="A frame table of translate.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]

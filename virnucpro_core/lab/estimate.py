@@ -72,7 +72,7 @@ def elsewhere(
 ) -> list[Cost]:
     """What a run of that much work takes on one GPU of each class that has the precision."""
     able = [kind for kind in classes if precision != "fp8" or kind in FP8]
-    return [on_gpu(amount, sizes, kind, kind, precision or "fp16", 1, None) for kind in able]
+    return [on_gpu(amount, sizes, kind, precision or "fp16") for kind in able]
 
 
 def record(told: Estimate, others: Sequence[Cost]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blamed
-from virnucpro_core.inputs import check_local
+from virnucpro_core.inputs import missing
 
 CONTIG_COLUMNS = ("contig", "contig_id", "seq_name", "sequence_name", "sequence name", "name", "id")
 SCORE_COLUMNS = ("score", "virus_score", "viral_score", "phage_score", "mean_virus_score")
@@ -37,7 +37,6 @@ class Table(NamedTuple):
         if not equals or not name or not path:
             raise InputError(f"--table {given}: give NAME=FILE or NAME=FILE:CONTIG,SCORE.")
         file = Path(path)
-        check_local([file])
         try:
             with blamed(file), file.open(newline="", encoding="utf-8-sig") as handle:
                 header = handle.readline().rstrip("\r\n")
@@ -47,7 +46,7 @@ class Table(NamedTuple):
                 rows = csv.reader(handle, delimiter=delimiter)
                 return cls(name, dict(_scores(rows, *at, file)))
         except FileNotFoundError:
-            raise InputError(f"{file}: no such file; check the path.") from None
+            raise missing(file) from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{file}: is no TSV or CSV ({error}); give a tool's table.") from None
 

@@ -14,6 +14,7 @@ import pyarrow.csv as pacsv
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
+from virnucpro_core.inputs import missing
 from virnucpro_core.results.calls import CALLS
 from virnucpro_core.results.kept import read_summary
 
@@ -83,7 +84,7 @@ def _read(path: Path, columns: Mapping[str, pa.DataType] | None = None) -> pa.Ta
             return pacsv.open_csv(path, parse_options=_TAB).schema.empty_table()
         return pacsv.read_csv(path, parse_options=_TAB, convert_options=options)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path.") from None
+        raise missing(path) from None
     except (OSError, ValueError, pa.ArrowException) as error:
         blame_machine(error, path)
         said = str(error).splitlines()[0]

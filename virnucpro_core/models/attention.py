@@ -144,10 +144,12 @@ def _rotated(q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor
     return positions.rotate(q), positions.rotate(k)
 
 
-def _bias(slopes: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
-    """ALiBi's penalty of each pair of positions: (1, H, longest, longest)."""
-    at = torch.arange(longest, device=slopes.device)
-    return (-slopes[:, None, None] * (at[:, None] - at).abs()).to(dtype)[None]
+def _bias(positions: Positions, longest: int, dtype: torch.dtype) -> Tensor | None:
+    """ALiBi's penalty of each pair of positions: (1, H, longest, longest); None without slopes."""
+    if not isinstance(positions, Tensor):
+        return None
+    at = torch.arange(longest, device=positions.device)
+    return (-positions[:, None, None] * (at[:, None] - at).abs()).to(dtype)[None]
 
 
 class _Unpad(torch.autograd.Function):
@@ -177,9 +179,7 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Position
     size = layout.sequences * longest
     padded = _pad(torch.stack((q, k, v), 1).flatten(1), rows, size)
     q, k, v = padded.view(layout.sequences, longest, 3, heads, width).permute(2, 0, 3, 1, 4)
-    bias = None
-    if isinstance(positions, Tensor):
-        bias = _bias(positions, longest, q.dtype)
+    bias = _bias(positions, longest, q.dtype)
     padding = None if layout.padding is None else layout.padding.to(q.dtype)
     mask_bytes = heads * longest**2 * q.element_size()
     room = _MASK_BYTES[q.device.type]
@@ -197,9 +197,7 @@ def _runs(q: Tensor, k: Tensor, v: Tensor, layout: Layout, positions: Positions)
     """SDPA over each run of sequences of one length, where they lie: nothing is padded or copied.
     For the CPU, where a call costs little beside its work."""
     q, k = _rotated(q, k, positions)
-    bias = None
-    if isinstance(positions, Tensor):
-        bias = _bias(positions, layout.max_seqlen, q.dtype)
+    bias = _bias(positions, layout.max_seqlen, q.dtype)
     out, begin = [q[:0]], 0
     for length, run in groupby(filter(None, layout.lengths.tolist())):
         end = begin + length * len(list(run))

@@ -10,7 +10,7 @@ by chance too, and those count nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 
@@ -58,13 +58,13 @@ def codon_numbers(text: bytes) -> bytes:
     return (base[:-2] * 25 + base[1:-1] * 5 + base[2:]).tobytes()
 
 
-def _strands(codons: dict[str, int], other: int) -> tuple[bytes, bytes]:
-    """Byte of each codon number, as read on the forward and on the reverse strand."""
+def _strands(read: Callable[[str], int], other: int) -> tuple[bytes, bytes]:
+    """What a codon reads as, by its number, on the forward and on the reverse strand."""
     tables = bytearray([other] * 256), bytearray([other] * 256)
     for a, b, c in product(range(4), repeat=3):
         codon = "ACGT"[a] + "ACGT"[b] + "ACGT"[c]
-        for table, read in zip(tables, (codon, codon.translate(_COMPLEMENT)[::-1]), strict=True):
-            table[25 * a + 5 * b + c] = codons[read]
+        tables[0][25 * a + 5 * b + c] = read(codon)
+        tables[1][25 * a + 5 * b + c] = read(codon.translate(_COMPLEMENT)[::-1])
     return bytes(tables[0]), bytes(tables[1])
 
 
@@ -76,8 +76,7 @@ def codon_residues(code: int) -> tuple[bytes, bytes]:
     a table has as both, a residue and a stop, is read as the residue.
     """
     table = unambiguous_dna_by_id[code].forward_table
-    codons = map("".join, product("ACGT", repeat=3))
-    return _strands({codon: ord(table.get(codon, "*")) for codon in codons}, 0)
+    return _strands(lambda codon: ord(table.get(codon, "*")), 0)
 
 
 @cache
@@ -87,8 +86,10 @@ def _stops() -> tuple[bytes, bytes]:
     All of them stop at an ambiguous codon, which has one bit more.
     """
     stops = [unambiguous_dna_by_id[code].stop_codons for code in CANDIDATES]
-    codons = map("".join, product("ACGT", repeat=3))
-    bits = {codon: sum(1 << i for i, own in enumerate(stops) if codon in own) for codon in codons}
+
+    def bits(codon: str) -> int:
+        return sum(1 << i for i, own in enumerate(stops) if codon in own)
+
     return _strands(bits, 2 * _AMBIGUOUS - 1)
 
 

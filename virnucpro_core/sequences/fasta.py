@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.files import blame_machine
+from virnucpro_core.inputs import missing
 
 logger = logging.getLogger("virnucpro.fasta")
 
@@ -66,7 +67,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             with lines:
                 yield lines
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path.") from None
+        raise missing(path) from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; name the FASTA files in it.") from None
     except PermissionError:

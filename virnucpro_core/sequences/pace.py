@@ -41,6 +41,10 @@ MOST_TOKENS = 100_000.0
 """Tokens a second beyond which tokenising, writing and small operations set the pace."""
 
 
+def _parameters(model: str) -> float:
+    return PARAMETERS.get(model, PUBLISHED_PARAMETERS)
+
+
 def _tokens_per_base(model: str) -> float:
     """Residues of stop-free frames that a base gives."""
     return 0.33 if model.endswith("-300") else 0.2
@@ -73,7 +77,7 @@ def auto_shard_bp(fasta: Iterable[Path], model: str, device: str) -> int:
     A small input is cut finer, so that four tasks can share it, to a tenth of that at the least.
     Between 100 kb and 250 Mb.
     """
-    rate = tokens_a_second(device, PARAMETERS.get(model, PUBLISHED_PARAMETERS))
+    rate = tokens_a_second(device, _parameters(model))
     target = TASK_SECONDS * rate / _tokens_per_base(model)
     return round(min(250e6, max(100e3, min(target, max(about_bases(fasta) / 4, target / 10)))))
 
@@ -84,31 +88,28 @@ def cpu_seconds(tokens: float, parameters: float) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time as one says it: about 26 hours, about 3 days."""
+    """A length of time as one says it: about 100 seconds, about 26 hours, about 3 days."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"about {seconds / length:.0f} {unit}"
-    return "less than 2 minutes"
+    return f"about {seconds:.0f} seconds"
 
 
 def amount(pieces: Sequence[Path], model: str, device: str) -> str:
     """How much a sample's pieces are, and how long one device of a class embeds them."""
     bases = about_bases(pieces)
-    tokens, parameters = (
-        bases * _tokens_per_base(model),
-        PARAMETERS.get(model, PUBLISHED_PARAMETERS),
-    )
-    on_cpu = device == "cpu"
-    seconds = (
-        cpu_seconds(tokens, parameters) if on_cpu else tokens / tokens_a_second(device, parameters)
-    )
+    tokens, parameters = bases * _tokens_per_base(model), _parameters(model)
+    if device == "cpu":
+        seconds = cpu_seconds(tokens, parameters)
+    else:
+        seconds = tokens / tokens_a_second(device, parameters)
     return f"{len(pieces)} pieces, {bases} bases, {seconds:.0f} s on one {device}"
 
 
 def cpu_time(fasta: Iterable[Path], model: str) -> str:
     """A sentence on how long this machine's cores would embed these files."""
     tokens = about_bases(fasta) * _tokens_per_base(model)
-    time = in_words(cpu_seconds(tokens, PARAMETERS.get(model, PUBLISHED_PARAMETERS)))
+    time = in_words(cpu_seconds(tokens, _parameters(model)))
     known = model in PARAMETERS or model.startswith("virnucpro-")
     size = model if known else "a model as large as the published ones"
     return f"With {size}, {cores()} CPU cores take {time} to embed it."

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import keep_apart, made, written_aside
-from virnucpro_core.inputs import RECORD, Input, identify, read_record, same, write_record
+from virnucpro_core.files import keep_apart, made, write_json, written_aside
+from virnucpro_core.inputs import RECORD, Input, identify, read_record, same
 from virnucpro_core.parquet import CUT_FROM, table_writer
 from virnucpro_core.progress import Progress, counted
 from virnucpro_core.schema import INVENTORY
@@ -86,7 +86,7 @@ def split(
     with made(folder), written_aside(folder / "contigs.parquet") as inventory:
         for old in earlier:
             old.unlink()
-        write_record(folder, given)
+        write_json(folder / RECORD, given)
         try:
             count = _cut(fasta, folder, shard_bp, inventory, pieces, given)
         except BaseException:

@@ -1,15 +1,17 @@
-"""Commands that look at results, inputs and the machine, and change none of them."""
+"""Commands that look at results, inputs, settings and the machine, and change none of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from virnucpro_core.cli import models, stdin
-from virnucpro_core.cli.command import MEASURE, MODELS, RUN, commands
+from virnucpro_core.cli import stdin
+from virnucpro_core.cli.command import MEASURE, MODELS, RUN, SETTINGS, Group, as_plain, commands
+from virnucpro_core.cli.configuration import known_keys
 from virnucpro_core.cli.options import (
+    CALLS,
     Devices,
     Fasta,
     GeneticCode,
@@ -20,8 +22,11 @@ from virnucpro_core.cli.options import (
 )
 from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import keep_apart, write_json, written_aside
+from virnucpro_core.published import commands as models
+from virnucpro_core.results.criteria import Asked, check
 
 app = typer.Typer()
+settings = typer.Typer(cls=Group, help="Show the settings of a run.")
 run = commands(app, RUN)
 measuring = commands(app, MEASURE)
 
@@ -137,3 +142,30 @@ def models_card(
     from virnucpro_core.models.store import resolve_model
 
     typer.echo(card(resolve_model(name, models_dir)), nl=False)
+
+
+@commands(settings, RUN)(
+    "virnucpro config show",
+    "virnucpro config show --config run.yaml --set embedding.precision=bf16",
+    "virnucpro config show > run.yaml",
+)
+def show(context: typer.Context) -> None:
+    """Print every setting with its value and where that comes from, as YAML for --config."""
+    import yaml
+
+    rows, calls = [], {}
+    for key, option in known_keys(context).items():
+        setting = context.meta[SETTINGS].get(key)
+        value = (
+            option.process_value(context, setting.text) if setting else option.get_default(context)
+        )
+        if option.rich_help_panel == CALLS:
+            calls[option.name] = value
+        line = yaml.safe_dump({key: as_plain(value)}, width=float("inf")).strip()
+        said = option.show_default
+        why = f" ({said})" if isinstance(said, str) and said != value else ""
+        rows.append((line, setting.source if setting else f"default{why}"))
+    check(**cast(Asked, calls))
+    width = max(len(line) for line, _ in rows)
+    for line, source in rows:
+        typer.echo(f"{line:{width}}  # {source}")

@@ -21,7 +21,6 @@ from virnucpro_core.cli.options import (
     Output,
     Precision,
     PrecisionOption,
-    local_files,
 )
 from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.files import locked, made, written_aside
@@ -31,20 +30,16 @@ modelling = commands(app, MODELS)
 measuring = commands(app, MEASURE)
 
 VirusFasta = Annotated[
-    list[Path],
-    typer.Option("--virus", help="FASTA of viruses; may be repeated.", callback=local_files),
+    list[Path], typer.Option("--virus", help="FASTA of viruses; may be repeated.")
 ]
 OtherFasta = Annotated[
-    list[Path],
-    typer.Option("--other", help="FASTA of all else; may be repeated.", callback=local_files),
+    list[Path], typer.Option("--other", help="FASTA of all else; may be repeated.")
 ]
 MoreVirus = Annotated[
-    list[Path] | None,
-    typer.Option(help="More FASTA of viruses, to train on alone.", callback=local_files),
+    list[Path] | None, typer.Option(help="More FASTA of viruses, to train on alone.")
 ]
 MoreOther = Annotated[
-    list[Path] | None,
-    typer.Option(help="More FASTA of all else, to train on alone.", callback=local_files),
+    list[Path] | None, typer.Option(help="More FASTA of all else, to train on alone.")
 ]
 
 

@@ -1,4 +1,4 @@
-"""`virnucpro models`: the models at hand."""
+"""`virnucpro models`: the models at hand. Imports the rest of this room when it is called."""
 
 from __future__ import annotations
 

@@ -215,12 +215,8 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     calls.add(contig, number, scores, np.zeros(3, np.bool_))
     assert calls.is_virus.tolist() == [False, False, True]
     assert calls.called.tolist() == [True, False, True]
-    assert calls.misplaced(np.array([1, 2, 0, 1]), np.array([2, 2, 1, 0])).tolist() == [
-        True,
-        False,
-        True,
-        True,
-    ]
+    pairs = np.array([(1, 2), (2, 2), (0, 1), (1, 0), (2, 3)])  # of contig and number
+    assert calls.misplaced(*pairs.T).tolist() == [True, False, True, True, True]
     batch = pa.record_batch(
         {"contig": ["e", "a", "b"], "length": [0, 30, 45], "sequence": ["", OPEN, OPEN * 2]}
     )

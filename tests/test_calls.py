@@ -17,11 +17,12 @@ from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, contents, viral
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import seal
 from virnucpro_core.errors import InputError
-from virnucpro_core.models.rule import FEATURES, ContigRule
+from virnucpro_core.models.rule import FEATURES
 from virnucpro_core.results import classify as stage
+from virnucpro_core.results import tables
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide
-from virnucpro_core.results.criteria import Criteria, criteria_for
+from virnucpro_core.results.criteria import Criteria
 
 
 def test_every_contig_is_called_once_in_input_order(sample: Sample) -> None:
@@ -167,6 +168,7 @@ def test_the_order_of_tables_and_of_merged_pieces_does_not_matter(sample: Sample
 def test_small_batches_change_nothing(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     want = sample.classify("want")
     monkeypatch.setattr(stage, "CHUNK_ROWS", 5)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 2)
     for rows in (1, 3):
 
         def small(path: Path, columns: Any = None, rows: int = rows) -> Any:
@@ -197,8 +199,10 @@ def test_least_share_of_viral_windows_decides_at_the_boundary(tmp_path: Path) ->
 
 
 def test_a_sample_without_any_frame_is_all_no_call(tmp_path: Path) -> None:
-    sample = Sample(tmp_path, ">a\nAC\n>b\nNNNN\n", viral)
-    assert sample.classify()["call"].to_pylist() == ["no_call"] * 2
+    sample = Sample(tmp_path, ">a\nAC\n>b\nNNNN\n>c\nNNN\n", viral)
+    table = sample.classify()
+    assert table["call"].to_pylist() == ["no_call"] * 3
+    assert table["reason"].to_pylist() == ["too_short", "ambiguous", "ambiguous"]
     assert gzip.decompress((tmp_path / "out/viral.fasta.gz").read_bytes()) == b""
     assert pq.read_table(tmp_path / "out/frames.parquet").num_rows == 0
 
@@ -211,12 +215,8 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
     calls.add(contig, number, scores, np.zeros(3, np.bool_))
     assert calls.is_virus.tolist() == [False, False, True]
     assert calls.called.tolist() == [True, False, True]
-    assert calls.misplaced(np.array([1, 2, 0, 1]), np.array([2, 2, 1, 0])).tolist() == [
-        True,
-        False,
-        True,
-        True,
-    ]
+    pairs = np.array([(1, 2), (2, 2), (0, 1), (1, 0), (2, 3)])  # of contig and number
+    assert calls.misplaced(*pairs.T).tolist() == [True, False, True, True, True]
     batch = pa.record_batch(
         {"contig": ["e", "a", "b"], "length": [0, 30, 45], "sequence": ["", OPEN, OPEN * 2]}
     )
@@ -229,24 +229,18 @@ def test_a_window_takes_its_best_scores_from_any_of_its_frames() -> None:
 
 def test_log_odds_of_a_window_are_the_middle_of_its_greatest_and_its_least() -> None:
     calls = WindowCalls.of(np.array([900]), 300)
-    scores = np.array([[0.4, 0.6], [0.1, 0.9], [0.25, 0.75]], np.float32)
+    scores = np.array([[0.4, 0.6], [0.1, 0.9], [0, 1]], np.float32)
     calls.add(np.zeros(3, np.int64), np.array([1, 1, 2]), scores, np.zeros(3, np.bool_))
-    logit = np.log([0.9 / 0.1, 0.4 / 0.6, 0.75 / 0.25])
-    expected = [(logit[0] - logit[1]) / 2, logit[2]]
+    logit = np.log([0.9 / 0.1, 0.4 / 0.6])
+    expected = [(logit[0] - logit[1]) / 2, np.log(1e9)]  # no score is past every doubt
     assert calls.odds[:2] == pytest.approx(expected, rel=1e-5)
     assert calls.called.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    ("preset", "least"), [("sensitive", 1 / 3), ("balanced", 0.5), ("conservative", 0.8)]
-)
-def test_presets_without_a_rule_are_shares_of_windows(preset: Any, least: float) -> None:
-    criteria = criteria_for(None, "own", preset=preset)
-    assert criteria.min_score == pytest.approx(least)
-    assert criteria.max_fdr is None
-
-
-def test_an_error_rate_alone_asks_for_no_score() -> None:
-    rule = ContigRule((0.0,) * len(FEATURES), 0.8)
-    criteria = criteria_for(rule, "own", max_fdr=0.1)
-    assert (criteria.preset, criteria.min_score, criteria.max_fdr) == (None, 0.0, 0.1)
+def test_a_window_of_one_frame_and_one_read_by_its_longest_run_are_features_apart() -> None:
+    calls = WindowCalls.of(np.array([60]), 30)
+    scores = np.array([[0.2, 0.8], [0.4, 0.6]], np.float32)
+    calls.add(np.zeros(2, np.int64), np.array([1, 2]), scores, np.array([False, True]))
+    found = dict(zip(FEATURES, calls.features()[0].tolist(), strict=True))
+    expected = {"frames": np.log(4) / 2, "runs": np.log(1.5) / 2, "share": 0.5}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)

@@ -146,6 +146,7 @@ def test_a_setting_that_does_not_fit_is_refused_wherever_it_is(
     )
     assert "--set: calls.preset: x: 'x' is not one of" in refused("--set", "calls.preset=x")
     assert "--min-score 7: give a number above 0" in refused("--set", "calls.min_score=7")
+    assert "--prevalence 2: give auto, or" in refused("--set", "calls.prevalence=2")
     assert "--set calls.preset: give KEY=VALUE" in refused("--set", "calls.preset")
     assert "--set =3: give KEY=VALUE" in refused("--set", "=3")
     assert "none.yaml: no such file" in refused("--config", tmp_path / "none.yaml")

@@ -18,8 +18,7 @@ from virnucpro_core.models.rule import FEATURES, PRIOR, ContigRule
 from virnucpro_core.results.again import call_again
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide, viral_stretches
-from virnucpro_core.results.criteria import Criteria, criteria_for
-from virnucpro_core.results.prevalence import LEAST_CONTIGS
+from virnucpro_core.results.criteria import Criteria
 
 RULE = ContigRule(tuple(float(name == "frames") for name in FEATURES), 0.8)
 """The mean log-odds of the windows with frames."""
@@ -89,11 +88,17 @@ def test_odd_ids_are_escaped_in_gff(tmp_path: Path) -> None:
 
 
 def test_contigs_of_little_evidence_or_length_have_no_call(planted: Sample) -> None:
-    rows = {row["contig"]: row for row in planted.classify(min_evidence=100).to_pylist()}
+    def called(**least: Any) -> dict[str, Any]:
+        """Rows of v1, of 120 bases, and v2, of 30."""
+        return {row["contig"]: row for row in planted.classify(**least).to_pylist()}
+
+    assert called(min_evidence=30)["v2"]["call"] == "virus"
+    rows = called(min_evidence=31)
     assert (rows["v2"]["call"], rows["v2"]["reason"]) == ("no_call", "little_evidence")
     assert rows["v2"]["score"] == 1, "what was seen is told"
     assert rows["v1"]["call"] == "virus"
-    rows = {row["contig"]: row for row in planted.classify(min_length=121).to_pylist()}
+    assert called(min_length=120)["v1"]["call"] == "virus"
+    rows = called(min_length=121)
     assert (rows["v1"]["call"], rows["v1"]["reason"]) == ("no_call", "too_short")
     assert not rows["v1"]["regions"]
 
@@ -152,10 +157,9 @@ def test_a_contig_that_was_not_read_has_features_too() -> None:
 
 
 def test_share_of_viruses_is_estimated_given_or_the_model_s() -> None:
-    few, many = table_of([0.9] * (LEAST_CONTIGS - 1)), table_of([0.9] * 50 + [0.1] * 950)
-    assert decide(few, [], EVERY, RULE)[2] == (PRIOR, "prior", LEAST_CONTIGS - 1)
-    enough = table_of([0.9] * LEAST_CONTIGS)
-    assert decide(enough, [], EVERY, RULE)[2][1:] == ("estimated", LEAST_CONTIGS)
+    few, many = table_of([0.9] * 199), table_of([0.9] * 50 + [0.1] * 950)
+    assert decide(few, [], EVERY, RULE)[2] == (PRIOR, "prior", 199)
+    assert decide(table_of([0.9] * 200), [], EVERY, RULE)[2][1:] == ("estimated", 200)
     share, source, contigs = decide(many, [], EVERY, RULE)[2]
     assert (source, contigs) == ("estimated", 1000)
     assert share is not None
@@ -167,18 +171,6 @@ def test_share_of_viruses_is_estimated_given_or_the_model_s() -> None:
     assert table["probability"][0].as_py() == pytest.approx(0.5, abs=1e-3)
     assert table["fdr"][0].as_py() == pytest.approx(0.5, abs=1e-3)
     assert decide(many, [], EVERY, None)[2] == (None, None, 1000)
-
-
-def test_presets_are_thresholds_of_the_model() -> None:
-    presets = ("sensitive", "balanced", "conservative")
-    by_rule = [criteria_for(RULE, "m", preset=p) for p in presets]  # type: ignore[arg-type]
-    assert [c.min_score for c in by_rule] == [0.65, 0.8, 0.8]
-    assert [c.max_fdr for c in by_rule] == [None, None, 0.05]
-    plain = [criteria_for(None, "m", preset=p).min_score for p in presets]  # type: ignore[arg-type]
-    assert plain == sorted(plain)
-    assert criteria_for(RULE, "m") == criteria_for(RULE, "m", preset="balanced")
-    own = criteria_for(RULE, "m", max_fdr=0.01)
-    assert (own.preset, own.min_score, own.max_fdr) == (None, 0.0, 0.01)
 
 
 def test_call_again_is_what_classify_with_these_criteria_gives(planted: Sample) -> None:

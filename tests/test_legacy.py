@@ -67,6 +67,15 @@ def test_windows_are_sorted_by_id_as_text() -> None:
     assert [line.split("\t")[0] for line in highest.splitlines()[1:]] == sorted(names)
 
 
+def test_every_window_of_many_is_written_once() -> None:
+    names = [f"{number:05}_chunk_1" for number in range(70_000)]
+    highest, handle = HighestScores(), io.StringIO()
+    highest.add(names, np.arange(len(names)) % 2 == 1)
+    highest.write(handle)
+    rows = [line.split("\t") for line in handle.getvalue().splitlines()[1:]]
+    assert rows == [[name, str(at % 2 == 1)] for at, name in enumerate(names)]
+
+
 def test_an_id_with_a_double_quote_is_quoted_as_pandas_quotes_it() -> None:
     predictions, highest = written(['a"b_chunk_1F1'], np.array([[0.9, 0.1]], np.float32))
     assert predictions.splitlines()[1].startswith('a"b_chunk_1F1\t')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,18 @@ def test_share_of_a_large_sample_is_found(share: float) -> None:
 def test_share_of_a_sample_without_viruses_is_next_to_none() -> None:
     score, _ = sample(0.0, 5000)
     assert LEAST_SHARE <= estimated_share(score, PRIOR) < 0.005
+
+
+def test_share_of_a_sample_of_one_kind_alone_is_neither_none_nor_all() -> None:
+    assert estimated_share(np.zeros(500), PRIOR) == LEAST_SHARE == 1e-4
+    assert estimated_share(np.ones(500), PRIOR) == 1 - LEAST_SHARE
+
+
+def test_share_of_many_contigs_is_found_in_a_few_passes_over_them() -> None:
+    score = np.repeat([0.99, 0.01], [50_000, 450_000])
+    begun = time.process_time()
+    assert estimated_share(score, PRIOR) == pytest.approx(0.0985, abs=1e-4)
+    assert time.process_time() - begun < 2  # all the steps that there may be took 8
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
 import pytest
 
 from virnucpro_core.results.regions import (
-    CLIP,
-    LEAST_SCORE,
     Segment,
     maximal_segments,
     viral_segments,
@@ -63,18 +60,21 @@ def test_a_stretch_of_viral_windows_is_a_region_over_a_gap_without_scores() -> N
     odds[20:32] = 4.0
     odds[24:27] = np.nan
     (region,) = viral_segments(odds)
-    assert (region.first, region.last) == (20, 32)
+    assert region == (20, 32, 2.0 * 9)
 
 
-@pytest.mark.parametrize("windows", [1, math.ceil(LEAST_SCORE / CLIP) - 1])
-def test_few_windows_are_no_region_however_high_they_score(windows: int) -> None:
+@pytest.mark.parametrize(("windows", "regions"), [(1, []), (5, []), (6, [(20, 26, 12.0)])])
+def test_six_windows_are_a_region_and_fewer_none_however_high_they_score(
+    windows: int, regions: list[object]
+) -> None:
     odds = np.full(60, -3.0)
     odds[20 : 20 + windows] = 1e9
-    assert viral_segments(odds) == []
+    assert viral_segments(odds) == regions
 
 
-def test_windows_that_hardly_speak_are_no_region() -> None:
-    assert viral_segments(np.zeros(1000)) == []
-    few = math.ceil(LEAST_SCORE / CLIP) - 1
-    assert viral_segments(np.full(few, 9.0)) == []
-    assert len(viral_segments(np.full(few + 1, 9.0))) == 1
+@pytest.mark.parametrize(("windows", "regions"), [(23, []), (24, [(0, 24, 12.0)])])
+def test_windows_that_say_little_are_a_region_from_a_sum_of_12_on(
+    windows: int, regions: list[object]
+) -> None:
+    assert viral_segments(np.full(windows, 0.5)) == regions
+    assert viral_segments(np.zeros(windows)) == []

@@ -48,10 +48,10 @@ class WindowCalls:
         """The windows of contigs of these lengths, without a frame so far."""
         contig, start, end = windows(lengths, window)
         first = np.searchsorted(contig, np.arange(len(lengths) + 1))
-        lowest = np.full((2, len(contig)), -np.inf, np.float32)
+        other, virus = np.full((2, len(contig)), -np.inf, np.float32)
         number = np.arange(len(contig)) - first[contig] + 1
         frames = np.zeros(len(contig), np.int64)
-        return cls(contig, number, start, end, frames, lowest[0], lowest[1], first)
+        return cls(contig, number, start, end, frames, other, virus, first)
 
     def misplaced(self, contig: Int64Array, number: Int64Array) -> BoolArray:
         """Which (contig, window number) pairs name no window of the batch."""

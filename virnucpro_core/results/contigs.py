@@ -42,10 +42,10 @@ class Region(NamedTuple):
 
 def _digits(values: Float64Array) -> Float64Array:
     """Rounded to four digits: a score's fifth depends on the order of a sum."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        unit = 10.0 ** (np.floor(np.log10(np.abs(values))) - 3)
-        rounded = np.round(values / unit) * unit
-    result: Float64Array = np.where(np.isfinite(values) & (values != 0), rounded, values)
+    result = values.copy()
+    positive = values > 0
+    unit = 10.0 ** (np.floor(np.log10(values[positive])) - 3)
+    result[positive] = np.round(values[positive] / unit) * unit
     return result
 
 
@@ -104,15 +104,7 @@ def contig_rows(
         *(pa.array(x, mask=unread) for x in figures),
         reason,
     ]
-    return pa.record_batch(_arrays(columns, EVIDENCE), schema=EVIDENCE)
-
-
-def _arrays(columns: list[Any], schema: pa.Schema) -> list[Any]:
-    """Columns of a schema, those of numpy as its types have them."""
-    return [
-        column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, field.type)
-        for column, field in zip(columns, schema, strict=True)
-    ]
+    return pa.record_batch(columns, schema=EVIDENCE)
 
 
 def viral_stretches(calls: WindowCalls, rule: ContigRule | None, before: int = 0) -> list[Region]:
@@ -121,7 +113,7 @@ def viral_stretches(calls: WindowCalls, rule: ContigRule | None, before: int = 0
     odds = np.where(calls.called, odds, np.nan)
     found = []
     # most contigs have no window that speaks for a region at all
-    for i in np.unique(calls.contig[calls.called & (odds > 0)]).tolist():
+    for i in np.unique(calls.contig[odds > 0]).tolist():
         first, last = calls.first[i], calls.first[i + 1]
         for segment in viral_segments(odds[first:last]):
             own = slice(first + segment.first, first + segment.last)
@@ -167,7 +159,7 @@ def decide(
     # compared as printed
     virus = known & (score.astype(np.float32) >= np.float32(criteria.min_score))
     if criteria.max_fdr is not None:
-        virus &= np.nan_to_num(fdr, nan=1.0).astype(np.float32) <= np.float32(criteria.max_fdr)
+        virus &= fdr.astype(np.float32) <= np.float32(criteria.max_fdr)
     call = np.where(virus, "virus", np.where(known, "other", "no_call"))
     kept = [region for region in regions if call[region.contig] == "other"]
     count = virus.astype(np.int32) + np.bincount([r.contig for r in kept], minlength=len(score))
@@ -180,7 +172,7 @@ def decide(
         "reason": reason,
     }
     columns = [column[name] for name in CONTIGS.names]
-    return pa.table(_arrays(columns, CONTIGS), schema=CONTIGS), kept, sample
+    return pa.table(columns, schema=CONTIGS), kept, sample
 
 
 def _sample(score: Float64Array, given: float | None) -> Sample:

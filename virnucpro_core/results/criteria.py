@@ -75,8 +75,8 @@ def _preset(preset: Preset, rule: ContigRule | None) -> tuple[float, float | Non
     return (rule.call_at, 0.05, 500) if rule else (0.8, None, 1000)
 
 
-def check(**asked: Unpack[Asked]) -> None:
-    """InputError for what no model could be called with: to be asked before anything is done."""
+def check(**asked: Unpack[Asked]) -> float | None:
+    """InputError for what no model could be called with; the share of viruses, if one was given."""
     preset = asked.get("preset")
     thresholds = (("--min-score", asked.get("min_score")), ("--max-fdr", asked.get("max_fdr")))
     for name, value in thresholds:
@@ -89,14 +89,17 @@ def check(**asked: Unpack[Asked]) -> None:
             )
     if preset not in (None, *get_args(Preset)):
         raise InputError(f"--preset {preset}: choose {', '.join(get_args(Preset))}.")
-    lengths = asked.get("min_length", 0), asked.get("min_evidence") or 0
-    for name, bases in zip(("--min-length", "--min-evidence"), lengths, strict=True):
-        if bases < 0:
+    least = (
+        ("--min-length", asked.get("min_length")),
+        ("--min-evidence", asked.get("min_evidence")),
+    )
+    for name, bases in least:
+        if bases is not None and bases < 0:
             raise InputError(f"{name} {bases}: give a number of bases, 0 or more.")
-    share_of(asked.get("prevalence", "auto"))
+    return _share_of(asked.get("prevalence", "auto"))
 
 
-def share_of(prevalence: str | float) -> float | None:
+def _share_of(prevalence: str | float) -> float | None:
     """The share of viruses that was given, None for "auto"; InputError for another word."""
     if prevalence == "auto":
         return None
@@ -112,10 +115,10 @@ def share_of(prevalence: str | float) -> float | None:
 def criteria_for(rule: ContigRule | None, model: str, **asked: Unpack[Asked]) -> Criteria:
     """The criteria that were asked for, of a model with this rule; by default those of `balanced`.
 
-    Raises InputError as `check` does, and for an error rate of a model that has no calibration.
+    Raises InputError for what no model could be called with, and for an error rate of a model that
+    has no calibration.
     """
-    check(**asked)
-    share = share_of(asked.get("prevalence", "auto"))
+    share = check(**asked)
     preset, min_score, max_fdr = asked.get("preset"), asked.get("min_score"), asked.get("max_fdr")
     for name, rate in (("--max-fdr", max_fdr), ("--prevalence", share)):
         if rule is None and rate is not None:

@@ -43,7 +43,7 @@ def estimated_share(score: Float64Array, prior: float) -> float:
 
 def false_discovery(probability: Float64Array) -> Float64Array:
     """The expected share of others among the contigs of at least each one's probability (N)."""
-    order = np.argsort(-probability, kind="stable")
+    order = np.argsort(-probability)
     ranked = probability[order]
     rate = np.cumsum(1 - ranked) / np.arange(1, len(ranked) + 1)
     # equal probabilities are called together, by the last of them

@@ -55,7 +55,7 @@ def maximal_segments(scores: Iterable[float]) -> list[Segment]:
 
 def viral_segments(odds: Float64Array) -> list[Segment]:
     """Viral stretches of a contig, by its windows' log-odds (N), NaN for those without a score."""
-    scores = np.clip(np.nan_to_num(odds, nan=0.0), -CLIP, CLIP)
+    scores = np.clip(np.nan_to_num(odds), -CLIP, CLIP)
     return [
         segment for segment in maximal_segments(scores.tolist()) if segment.score >= LEAST_SCORE
     ]

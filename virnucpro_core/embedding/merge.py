@@ -107,7 +107,7 @@ def _write_merged(
         widest = max(shard.id_type.itemsize for shard in shards)
         for part, width, kind, fill in (
             ("embedding", (dim,), np.dtype(np.float32), np.nan),
-            ("checksum", (), np.dtype(np.uint32), 0),
+            ("checksum", (), np.dtype(np.uint32), None),
             ("frame_id", (), h5py.string_dtype("utf-8", widest), None),
         ):
             layout = h5py.VirtualLayout((rows, *width), kind)
@@ -115,8 +115,7 @@ def _write_merged(
             first = 0
             for shard, name in zip(shards, names, strict=True):
                 if shard.rows:
-                    own = shard.id_type if part == "frame_id" else kind
-                    source = h5py.VirtualSource(name, part, (shard.rows, *width), own)
+                    source = h5py.VirtualSource(name, part, (shard.rows, *width))
                     layout[first : first + shard.rows] = source
                 first += shard.rows
             file.create_virtual_dataset(part, layout, fillvalue=fill)

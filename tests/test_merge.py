@@ -107,6 +107,26 @@ def test_merge_result_moved_linked_and_published_is_still_whole(
         assert np.isnan(file["embedding"]).all(), "to any HDF5 reader, whom nobody warns"
 
 
+def test_merge_into_a_folder_that_is_a_link_finds_its_sources_from_there(pieces: Pieces) -> None:
+    (pieces.folder / "far/away").mkdir(parents=True)
+    (pieces.folder / "link").symlink_to("far/away")
+    rows = merge(pieces.shards, pieces.frames, pieces.folder / "link/embeddings.h5")
+    for folder in ("link", "far/away"):
+        assert len(read(pieces.folder / folder / "embeddings.h5")[0]) == rows
+
+
+def test_merge_of_links_names_them_and_not_where_they_lead(pieces: Pieces) -> None:
+    """As the shards of a workflow's task lie, which are published beside its result."""
+    staged, published = pieces.folder / "staged", pieces.folder / "published"
+    staged.mkdir()
+    for path in pieces.shards:
+        (staged / path.name).symlink_to(path)
+    rows = merge(sorted(staged.iterdir()), pieces.frames, staged / "embeddings.h5")
+    shutil.copytree(staged, published)
+    shutil.rmtree(pieces.folder / "shards")
+    assert len(read(published / "embeddings.h5")[0]) == rows
+
+
 def test_merge_of_a_sample_without_frames_has_no_rows(tiny: Model, tmp_path: Path) -> None:
     table, shard = embedded("AC", tiny, tmp_path)
     assert merge([shard], [table], tmp_path / "embeddings.h5") == 0

@@ -133,6 +133,8 @@ def test_merge_of_a_sample_without_frames_has_no_rows(tiny: Model, tmp_path: Pat
     names, values = read(tmp_path / "embeddings.h5")
     assert names == []
     assert values.shape == (0, tiny.dim)
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        assert not file["embedding"].is_virtual, "HDF5 1 has none without rows"
 
 
 def test_merge_of_what_is_merged_is_refused(pieces: Pieces) -> None:

@@ -121,7 +121,7 @@ def _write_merged(
             file.create_virtual_dataset(part, layout, fillvalue=fill)
 
     with written_aside(path) as aside:
-        if copy or rows == 0:  # HDF5 has no virtual dataset without rows
+        if copy or rows == 0:  # HDF5 1 has no virtual dataset without rows
             used = [one for shard in shards for one in shard.used()]
             gpus = {gpu["gpu"] for one in used for gpu in one.get("gpus", ())}
             lay_out_rows(aside, frames, origin, dim, describe, len(gpus))

@@ -56,11 +56,18 @@ def places(*names: str) -> list[torch.device]:
     return [torch.device(name) for name in names]
 
 
-def test_lease_auto_takes_every_gpu_that_is_free(see: See) -> None:
+def test_lease_auto_takes_every_gpu_that_is_free_and_says_which(
+    see: See, caplog: pytest.LogCaptureFixture
+) -> None:
     see("a", "b", "c")
-    with leased("cuda:1") as one, leased("auto") as rest:
+    with (
+        caplog.at_level("INFO", "virnucpro"),
+        leased("cuda:1") as one,
+        leased("auto") as rest,
+    ):
         assert one == places("cuda:1")
         assert rest == places("cuda:0", "cuda:2")
+    assert caplog.messages == ["auto took cuda:0, cuda:2"]
 
 
 def test_lease_of_gpus_that_were_named_before_is_no_lease_of_the_same_one_twice(

@@ -130,7 +130,6 @@ def leased(text: str, gpus: int | None = None) -> Iterator[list[torch.device]]:
         if devices[0].type == "cuda":
             devices = _wait_for(devices, (gpus or 0) if some else len(set(devices)), some, held)
         if some:
-            devices = devices[:gpus]
             logger.info("%s took %s", text, ", ".join(map(str, devices)))
         if gpus and devices[0].type == "cpu":
             logger.warning("%d GPU(s) asked for, but the CPU works: %s", gpus, gpu_facts())

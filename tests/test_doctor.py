@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,30 +159,6 @@ def test_gpus_are_told_with_what_they_can_do(tmp_path: Path) -> None:
     assert found[0][1] == f"cuda:0 {about}"
     assert found[1][1] == f"cuda:1 {about}; another run holds it"
     assert found[2][1].endswith("cannot compute: CUDA error: no kernel image is available")
-
-
-def test_lock_of_a_gpu_is_seen_and_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from virnucpro_core.embedding import devices
-
-    monkeypatch.setenv("VIRNUCPRO_LOCKS", str(tmp_path))
-    monkeypatch.setattr(devices, "identity", str)
-    gpu = torch.device("cuda:0")
-    assert not devices.is_leased(gpu)
-    with held(devices, gpu):
-        assert devices.is_leased(gpu)
-    assert not devices.is_leased(gpu)
-
-
-@contextmanager
-def held(devices: object, gpu: torch.device) -> Iterator[None]:
-    """As another run would: a lock of another open file counts as one of another process."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        assert devices._lock(gpu, stack)  # type: ignore[attr-defined]
-        yield
 
 
 def test_limits_of_a_control_group_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

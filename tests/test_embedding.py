@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tiny import WINDOW, repeated_frames, write_tiny_model
 
 import virnucpro_core as vnp
-from virnucpro_core.embedding.devices import parse_devices
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
@@ -306,9 +305,3 @@ def test_embed_table_of_another_window_is_refused(edge: Path, tiny: Model, tmp_p
     translate([edge], tmp_path / "frames.parquet", 500)
     with pytest.raises(InputError, match="windows of 500 bases, tiny takes 300"):
         embed(tmp_path / "frames.parquet", tmp_path / "shard.h5", tiny, devices=CPU)
-
-
-@pytest.mark.parametrize("text", ["gpu", "cuda:x", "cpu,tpu", "cuda:99"])
-def test_parse_devices_unknown_or_absent_device_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"is not (known|there)"):
-        parse_devices(text)

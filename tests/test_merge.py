@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,8 @@ from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
 from virnucpro_core.errors import InputError
 from virnucpro_core.models.store import Model
+from virnucpro_core.parquet import frame_meta
+from virnucpro_core.progress import Row
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
@@ -37,6 +40,15 @@ class Pieces:
             embed(self.frames[-1], self.shards[-1], model, devices=CPU)
 
 
+def embedded(sequence: str, model: Model, folder: Path) -> tuple[Path, Path]:
+    """The frame table and the shard of one contig."""
+    fasta, table, shard = (folder / f"one.{ending}" for ending in ("fa", "parquet", "h5"))
+    fasta.write_text(f">one\n{sequence}\n")
+    translate([fasta], table, WINDOW)
+    embed(table, shard, model, devices=CPU)
+    return table, shard
+
+
 @pytest.fixture
 def pieces(edge: Path, tiny: Model, tmp_path: Path) -> Pieces:
     return Pieces(tmp_path, edge, tiny)
@@ -44,13 +56,16 @@ def pieces(edge: Path, tiny: Model, tmp_path: Path) -> Pieces:
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_merge_shards_in_any_order_gives_the_frame_tables_order(
-    pieces: Pieces, shard: Path, copy: bool
+    pieces: Pieces, shard: Path, copy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = pieces.folder / "embeddings.h5"
     assert len(pieces.shards) > 2
+    shown: list[Row] = []
+    monkeypatch.setattr("virnucpro_core.progress._relay", [shown.append])
     merge(pieces.shards[::-1], pieces.frames, output, copy=copy)
     names, values = read(output)
     assert names == read(shard)[0]
+    assert shown[-1].done == shown[-1].total == len(names)
     assert np.abs(values - read(shard)[1]).max() < 1e-5
     with h5py.File(output) as file:
         assert file["embedding"].is_virtual is not copy
@@ -88,6 +103,52 @@ def test_merge_result_moved_linked_and_published_is_still_whole(
     assert np.array_equal(read(published / "embeddings.h5")[1], expected)
     with pytest.raises(InputError, match="is not beside it"):
         EmbeddingFile(pieces.folder / "embeddings.h5")
+    with h5py.File(pieces.folder / "embeddings.h5") as file:
+        assert np.isnan(file["embedding"]).all(), "to any HDF5 reader, whom nobody warns"
+
+
+def test_merge_into_a_folder_that_is_a_link_finds_its_sources_from_there(pieces: Pieces) -> None:
+    (pieces.folder / "far/away").mkdir(parents=True)
+    (pieces.folder / "link").symlink_to("far/away")
+    rows = merge(pieces.shards, pieces.frames, pieces.folder / "link/embeddings.h5")
+    for folder in ("link", "far/away"):
+        assert len(read(pieces.folder / folder / "embeddings.h5")[0]) == rows
+
+
+def test_merge_of_links_names_them_and_not_where_they_lead(pieces: Pieces) -> None:
+    """As the shards of a workflow's task lie, which are published beside its result."""
+    staged, published = pieces.folder / "staged", pieces.folder / "published"
+    staged.mkdir()
+    for path in pieces.shards:
+        (staged / path.name).symlink_to(path)
+    rows = merge(sorted(staged.iterdir()), pieces.frames, staged / "embeddings.h5")
+    shutil.copytree(staged, published)
+    shutil.rmtree(pieces.folder / "shards")
+    assert len(read(published / "embeddings.h5")[0]) == rows
+
+
+def test_merge_of_a_sample_without_frames_has_no_rows(tiny: Model, tmp_path: Path) -> None:
+    table, shard = embedded("AC", tiny, tmp_path)
+    assert merge([shard], [table], tmp_path / "embeddings.h5") == 0
+    names, values = read(tmp_path / "embeddings.h5")
+    assert names == []
+    assert values.shape == (0, tiny.dim)
+    with h5py.File(tmp_path / "embeddings.h5") as file:
+        assert not file["embedding"].is_virtual, "HDF5 1 has none without rows"
+
+
+def test_merge_of_what_is_merged_is_refused(pieces: Pieces) -> None:
+    merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
+    with pytest.raises(InputError, match=r"embeddings\.h5: is merged already; give the shards"):
+        merge([pieces.folder / "embeddings.h5"], pieces.frames, pieces.folder / "again.h5")
+
+
+def test_merge_into_one_of_its_inputs_is_refused(pieces: Pieces) -> None:
+    for path in (pieces.shards[1], pieces.frames[1]):
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="is an input that the output would replace"):
+            merge(pieces.shards, pieces.frames, path)
+        assert path.read_bytes() == before
 
 
 def test_merge_missing_shard_is_refused(pieces: Pieces) -> None:
@@ -115,6 +176,39 @@ def test_merge_truncated_shard_is_refused(pieces: Pieces) -> None:
         merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
 
 
+Change = Callable[[h5py.File], None]
+
+
+def rewrite(path: Path, change: Change) -> None:
+    """Change a file of embeddings as if it had been written so."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+        file.flush()
+        places = data_places(file)
+    with path.open("rb+", buffering=0) as raw:
+        sign(raw.fileno(), places)
+
+
+def test_merge_shard_of_fewer_rows_than_its_table_has_frames_is_refused(
+    edge_frames: Path, tiny: Model, tmp_path: Path
+) -> None:
+    _, shard = embedded("GCA" * 30, tiny, tmp_path)
+    digest = frame_meta(edge_frames).digest
+    rewrite(shard, lambda file: file.attrs.__setitem__("digest", digest))
+    with pytest.raises(InputError, match=r"one\.h5: \d rows for 121 frames; embed again"):
+        merge([shard], [edge_frames], tmp_path / "embeddings.h5")
+
+
+def test_merge_table_of_the_same_frames_by_another_window_is_refused(
+    tiny: Model, tmp_path: Path
+) -> None:
+    _, shard = embedded("GCA" * 30, tiny, tmp_path)
+    wider = tmp_path / "wider.parquet"
+    translate([tmp_path / "one.fa"], wider, WINDOW + 1)
+    with pytest.raises(InputError, match=r"wider\.parquet: has windows of 301 bases, .* 300; "):
+        merge([shard], [wider], tmp_path / "embeddings.h5")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -128,15 +222,9 @@ def test_merge_truncated_shard_is_refused(pieces: Pieces) -> None:
     ],
 )
 def test_merge_shard_of_another_content_is_refused(
-    pieces: Pieces, change: object, says: str
+    pieces: Pieces, change: Change, says: str
 ) -> None:
-    assert callable(change)
-    with h5py.File(pieces.shards[1], "r+") as file:
-        change(file)
-        file.flush()
-        places = data_places(file)
-    with pieces.shards[1].open("rb+", buffering=0) as raw:
-        sign(raw.fileno(), places)
+    rewrite(pieces.shards[1], change)
     with pytest.raises(InputError, match=says):
         merge(pieces.shards, pieces.frames, pieces.folder / "embeddings.h5")
 

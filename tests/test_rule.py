@@ -22,7 +22,7 @@ from virnucpro_core.sequences.frames import stop_free_frames
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
-RULE = ContigRule((1.0, 0.5, 0.25, 0.125, 0.0, -0.1, 0.2), 0.5)
+RULE = ContigRule((1.0, 0.5, 0.25, 0.125, 0.3, -0.1, 0.2), 0.5)
 STOPS = "TAATTAATTAA"  # a stop in each of the six frames
 
 

@@ -10,6 +10,8 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,14 @@ from safetensors.torch import load_file
 from tiny import fair_esm, save_dnabert_s, write_tiny_model
 
 import virnucpro_core as vnp
-from virnucpro_core.errors import InputError, MachineError, ModelError
+from virnucpro_core.errors import (
+    ROOM,
+    InputError,
+    MachineError,
+    ModelError,
+    StoppedError,
+    out_of_memory,
+)
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.esm2 import ESM2, load_esm2
 from virnucpro_core.models.layout import Stored, read_weights
@@ -60,13 +69,46 @@ def test_read_weights_of_a_file_that_is_not_there_says_so(tmp_path: Path) -> Non
         read_weights(tmp_path / "none.safetensors")
 
 
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """This process may take so many bytes more of address space."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_read_weights_for_which_memory_lacks_is_no_verdict_on_the_file(
+    tiny: Model, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.safetensors"
+    size = 8 << 30
+    head = {"w": {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}
+    text = json.dumps(head).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + size)
+    with (
+        room(size + 2 * ROOM),
+        pytest.raises(StoppedError, match=r"large\.safetensors: memory ran out"),
+    ):
+        read_weights(path)
+    with room(ROOM // 2), pytest.raises(OSError, match="allocate") as lack:  # for any threads
+        read_weights(tiny.classifier)
+    assert out_of_memory(lack.value)
+
+
 def test_resolve_model_mini_is_in_the_package() -> None:
     assert resolve_model("mini").folder == Path(vnp.__file__).parent / "mini"
 
 
-@pytest.mark.parametrize("heads", [1, 4, 16])
-def test_heads_that_share_a_width_are_taken(heads: int) -> None:
-    assert Stored(Path("esm2"), {"heads": heads}, {}).heads(32, 2) == heads
+@pytest.mark.parametrize(
+    ("heads", "width"), [(1, (32, 2)), (4, (32, 2)), (16, (32, 2)), (8, (24,))]
+)
+def test_heads_that_share_a_width_are_taken(heads: int, width: tuple[int, ...]) -> None:
+    assert Stored(Path("esm2"), {"heads": heads}, {}).heads(*width) == heads
 
 
 @pytest.mark.parametrize("heads", [0, -4, 5, 32, True, "4", None])

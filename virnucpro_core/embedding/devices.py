@@ -20,7 +20,10 @@ from virnucpro_core.errors import InputError
 
 logger = logging.getLogger("virnucpro.embed")
 
+DRIVER = Path("/proc/driver/nvidia/version")
 SMI = "index,name,compute_cap,driver_version,memory.free,mig.mode.current"
+SMI_SECONDS = 10
+"""What `nvidia-smi` is asked for, and how long it may take."""
 
 
 def default_precision(device: torch.device) -> str:
@@ -60,18 +63,19 @@ def gpu_facts() -> str:
     facts = [] if torch.version.cuda else ["this torch is built without CUDA"]
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         facts.append(f"CUDA_VISIBLE_DEVICES is '{visible}'")
-    driver = Path("/proc/driver/nvidia/version")
     smi = shutil.which("nvidia-smi")
-    if not driver.exists():
+    if not DRIVER.exists():
         facts.append("no NVIDIA driver is loaded")
     elif smi is None:
-        facts.append(f"{driver.read_text().splitlines()[0]}; no nvidia-smi to say more")
+        facts.append(f"{DRIVER.read_text().splitlines()[0]}; no nvidia-smi to say more")
     else:
         query = [smi, f"--query-gpu={SMI}", "--format=csv,noheader"]
-        with suppress(subprocess.TimeoutExpired):
-            said = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        try:
+            said = subprocess.run(query, capture_output=True, text=True, timeout=SMI_SECONDS)
             lines = (said.stdout or said.stderr).splitlines()
             facts.append(f"nvidia-smi ({SMI}): {'; '.join(lines)}")
+        except subprocess.TimeoutExpired:
+            facts.append("nvidia-smi does not answer")
     return "; ".join(facts)
 
 
@@ -82,7 +86,7 @@ def identity(device: torch.device) -> str:
     """
     seen = torch.cuda.get_device_properties(device)
     slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    own = slices[device.index or 0] if len(slices) > (device.index or 0) else ""
+    own = slices[device.index] if len(slices) > device.index else ""
     return own if own.startswith("MIG-") else str(seen.uuid)
 
 
@@ -94,7 +98,7 @@ def _lock(device: torch.device, held: ExitStack) -> bool:
     try:
         file = os.open(path, how)  # another user's may be opened, not created
     except FileNotFoundError:
-        file = os.open(path, how | os.O_CREAT, 0o644)
+        file = os.open(path, how | os.O_CREAT)
         with suppress(PermissionError):  # another user was faster
             os.fchmod(file, 0o644)  # whatever the umask, for other users' runs
     try:
@@ -126,7 +130,6 @@ def leased(text: str, gpus: int | None = None) -> Iterator[list[torch.device]]:
         if devices[0].type == "cuda":
             devices = _wait_for(devices, (gpus or 0) if some else len(set(devices)), some, held)
         if some:
-            devices = devices[:gpus]
             logger.info("%s took %s", text, ", ".join(map(str, devices)))
         if gpus and devices[0].type == "cpu":
             logger.warning("%d GPU(s) asked for, but the CPU works: %s", gpus, gpu_facts())
@@ -149,4 +152,4 @@ def _wait_for(
         if not said:
             logger.info("waiting for a GPU: other runs hold %s", ", ".join(map(str, devices)))
             said = True
-        time.sleep(random.uniform(0.2, 1))
+        time.sleep(random.uniform(0.2, 1.0))

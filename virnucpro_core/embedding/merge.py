@@ -107,7 +107,7 @@ def _write_merged(
         widest = max(shard.id_type.itemsize for shard in shards)
         for part, width, kind, fill in (
             ("embedding", (dim,), np.dtype(np.float32), np.nan),
-            ("checksum", (), np.dtype(np.uint32), 0),
+            ("checksum", (), np.dtype(np.uint32), None),
             ("frame_id", (), h5py.string_dtype("utf-8", widest), None),
         ):
             layout = h5py.VirtualLayout((rows, *width), kind)
@@ -115,14 +115,13 @@ def _write_merged(
             first = 0
             for shard, name in zip(shards, names, strict=True):
                 if shard.rows:
-                    own = shard.id_type if part == "frame_id" else kind
-                    source = h5py.VirtualSource(name, part, (shard.rows, *width), own)
+                    source = h5py.VirtualSource(name, part, (shard.rows, *width))
                     layout[first : first + shard.rows] = source
                 first += shard.rows
             file.create_virtual_dataset(part, layout, fillvalue=fill)
 
     with written_aside(path) as aside:
-        if copy or rows == 0:  # HDF5 has no virtual dataset without rows
+        if copy or rows == 0:  # HDF5 1 has no virtual dataset without rows
             used = [one for shard in shards for one in shard.used()]
             gpus = {gpu["gpu"] for one in used for gpu in one.get("gpus", ())}
             lay_out_rows(aside, frames, origin, dim, describe, len(gpus))

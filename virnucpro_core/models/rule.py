@@ -62,7 +62,7 @@ class ContigRule:
     def probability(self, features: Float64Array) -> Float64Array:
         """Of contigs, float64 (N), from their `features`."""
         odds = features @ np.array(self.weights)
-        result: Float64Array = 1 / (1 + np.exp(-np.clip(odds, -700, 700)))
+        result: Float64Array = 1 / (1 + np.exp(np.minimum(-odds, 700)))
         return result
 
 

@@ -119,8 +119,8 @@ def old_or_new(found: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) 
 
         def whole(kind: dict[str, Any], voucher: str = voucher, folder: Path = folder) -> bool:
             own = [name for name in kind if folder in Path(name).parents]
-            # a page is made after what it shows, and may still lack
-            lacking = {name for name in own if name.endswith(".html")} - found.keys()
+            # page and MultiQC's content are made after what they show, and may still lack
+            lacking = {one for one in own if ".html" in one or "_mqc" in one} - found.keys()
             return all(found.get(name) == kind[name] for name in {voucher, *own} - lacking)
 
         assert any(whole(kind) for kind in (old, new) if voucher in kind), f"{voucher} vouches"

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from tiny import WINDOW, repeated_frames, write_tiny_model
 
 import virnucpro_core as vnp
+from virnucpro_core.embedding import engine
 from virnucpro_core.embedding.engine import embed
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
-from virnucpro_core.errors import BusyError, InputError, VirNucProError
+from virnucpro_core.errors import BusyError, InputError, StoppedError, VirNucProError
 from virnucpro_core.models.store import Model
 from virnucpro_core.sequences.translate import translate
 
@@ -137,6 +138,34 @@ def test_shard_tells_what_embedded_it(shard: Path) -> None:
     (used,) = EmbeddingFile(shard).used()
     assert (used["device"], used["precision"], used["tasks"]) == ("CPU", "fp32", 1)
     assert int(used["peak_bytes"]) > 1 << 20
+
+
+@pytest.mark.parametrize(
+    "end", [StoppedError("stopped"), OSError("no room")], ids=["stop", "fault"]
+)
+def test_shard_of_a_run_that_was_begun_again_tells_what_embedded_before(
+    end: Exception,
+    tiny: Model,
+    edge_frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = engine.run_schedule
+
+    def broken_off(*given: Any) -> None:
+        whole(*given)
+        with given[4]("read"):
+            time.sleep(0.3)
+        raise end
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "run_schedule", broken_off)
+        with pytest.raises(type(end)):
+            embed(edge_frames, tmp_path / "shard.h5", tiny, devices=CPU)
+    embed(edge_frames, tmp_path / "shard.h5", tiny, devices=CPU)
+    (used,) = EmbeddingFile(tmp_path / "shard.h5").used()
+    assert (used["device"], used["tasks"]) == ("CPU", 1)  # the second run had nothing to embed
+    assert (used["seconds"] >= 0.3) is isinstance(end, StoppedError)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.monitor import watched
 from virnucpro_core.embedding.prefetch import prefetch
 from virnucpro_core.embedding.schedule import Rows, Schedule, protein_tokens
+from virnucpro_core.embedding.series import Record
 from virnucpro_core.embedding.shards import SHARD_FORMAT, EmbeddingFile, Origin, create_shard, seal
 from virnucpro_core.embedding.timing import Stages, process_seconds
 from virnucpro_core.embedding.workers import refuse_respawn, run_ranks
@@ -111,19 +112,28 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
                 several = ",".join(["cpu"] * (torch.get_num_threads() // 4))
                 logger.info("a small model is faster in processes: --device %s", several)
         progress.begin(schedule.tokens, schedule.tokens_kept)
-        with watched(device) as monitor:
+        earlier = len([*job.folder.glob(f"used{rank}.*.json")])
+        path = job.folder / f"used{rank}.{earlier}.json"
+        seen: list[Record] = []
 
-            def tell(rows: Rows) -> None:
-                progress.advance(int(lengths[rows].sum()), monitor.now)
+        def record() -> None:
+            seconds = round(stages.whole, 3)
+            write_json(path, {**used(device, job.precision), "seconds": seconds, "gpus": seen})
 
-            run_schedule(encoder, schedule, job, rank, stages, stop, tell)
+        record()  # who made its rows is known of a run that is killed too
+        try:
+            with watched(device) as monitor:
+                seen = monitor.seen
+
+                def tell(rows: Rows) -> None:
+                    progress.advance(int(lengths[rows].sum()), monitor.now)
+
+                run_schedule(encoder, schedule, job, rank, stages, stop, tell)
+        except StoppedError:
+            record()
+            raise
     logger.debug("%s: %s", device, stages)
-    record = {
-        **used(device, job.precision),
-        "seconds": round(stages.whole, 3),
-        "gpus": monitor.seen,
-    }
-    write_json(job.folder / f"used{rank}.json", record)
+    record()
 
 
 def used(device: str, precision: str) -> dict[str, str | int]:

@@ -41,7 +41,7 @@ LIMIT = 1800
 
 TESTS = {
     "sequences/windows": "frames legacy properties",
-    "sequences/frames": "frames train codes properties",
+    "sequences/frames": "frames codes properties legacy",
     "sequences/codes": "codes frames",
     "sequences/tokens": "encoders frames",
     "sequences/fasta": "fasta stdin",
@@ -224,6 +224,7 @@ def _run_tests(module: str, copy_: Path) -> NoReturn:
             os.dup2(nowhere, stream)
         os.chdir(copy_)
         os.environ |= {"PYTHONPATH": str(copy_), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ.setdefault("VIRNUCPRO_SHARED", str(ROOT.parent / "shared"))
         sys.path.insert(0, str(copy_))
         sys.dont_write_bytecode = True
         tests = [f"tests/test_{name}.py" for name in TESTS[module].split()]

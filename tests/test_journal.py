@@ -160,7 +160,7 @@ def test_embed_cut_short_leaves_no_half_record_of_its_device(
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="went down"):
         embed_rank(Job(edge_frames, tiny, "fp32", None, tmp_path), "cpu", 0, 1, Event())
-    assert {path.name for path in tmp_path.iterdir()} == {SHARD, DONE, "rank0.journal"}
+    assert {path.name for path in tmp_path.iterdir()} == {SHARD, DONE}
 
 
 def test_job_of_many_rows_fits_into_a_pipe_so_that_workers_start_side_by_side(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from Bio.Data.CodonTable import unambiguous_dna_by_id
 from Bio.Seq import Seq
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.parquet import frame_batches, frame_meta
-from virnucpro_core.sequences.codes import choose, codon_numbers, codon_residues, genetic_code
+from virnucpro_core.sequences.codes import (
+    choose,
+    codon_numbers,
+    codon_residues,
+    evidence,
+    genetic_code,
+)
 from virnucpro_core.sequences.fasta import Contig, read_fasta
 from virnucpro_core.sequences.frames import stop_free_frames
 from virnucpro_core.sequences.translate import translate
@@ -59,6 +67,51 @@ def test_choose_genomes_of_three_codes_finds_each() -> None:
     assert choose(flipped) == [15, 1, 4, 4, 1, 15]
     one_by_one = [choose([genome])[0] for genome in genomes]
     assert one_by_one == [15, 1, 4, 4, 1, 15]
+
+
+def _plain_evidence(text: str, code: int) -> float:
+    """By the words of the module, codon by codon."""
+    stops, runs, ends = unambiguous_dna_by_id[code].stop_codons, [], 0
+    for strand in (text, str(Seq(text).reverse_complement())):
+        for phase in range(3):
+            runs.append(0)
+            for at in range(phase, len(strand) - 2, 3):
+                codon = strand[at : at + 3]
+                ends += codon in stops
+                if codon in stops or set(codon) - set("ACGT"):
+                    runs.append(0)
+                else:
+                    runs[-1] += 1
+    rate = -math.log1p(-ends / max(2 * (len(text) - 2), 1))
+    return sum(max(0, run * rate - math.log(max(ends, 1000))) for run in runs)
+
+
+def test_evidence_of_any_contigs_is_that_of_a_plain_count() -> None:
+    rng = random.Random(1)
+    texts = ["", "A", "TA", "TAA", "NNNN", "TAANTAG" * 300]
+    for n in range(40):
+        code = rng.choice((1, 4, 15, 11))
+        genome = _genome(code, n, genes=rng.randrange(1, 4)).decode()
+        begin = rng.randrange(400)
+        text = genome[begin : begin + rng.randrange(600, 4000)]
+        at = rng.randrange(len(text))
+        texts.append(text[:at] + "N" * rng.choice((0, 1, 2)) + text[at:])
+    texts.append(_genome(15, 7, genes=90).decode())  # has over 1000 runs
+    plain = [[_plain_evidence(text, code) for text in texts] for code in (1, 4, 15)]
+    assert np.count_nonzero(plain) > 60
+    assert np.allclose(evidence([text.encode() for text in texts]), plain, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lead", "length", "code"),
+    [(10, 1, 1), (10.5, 10_000, 4), (10.5, 10_499, 4), (10.5, 10_500, 1), (20, 19_999, 4)],
+)
+def test_choose_takes_another_code_by_its_lead_and_the_length(
+    lead: float, length: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = np.array([[3.0], [3.0 + lead], [3.0]])
+    monkeypatch.setattr("virnucpro_core.sequences.codes.evidence", lambda texts: found)
+    assert choose([Contig("c", "", b"A" * length)]) == [code]
 
 
 def test_choose_without_clear_evidence_stays_at_one() -> None:

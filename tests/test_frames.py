@@ -20,7 +20,7 @@ from virnucpro_core.errors import InputError
 from virnucpro_core.parquet import frame_meta
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig
-from virnucpro_core.sequences.frames import batches, stop_free_frames
+from virnucpro_core.sequences.frames import FRAME_NAMES, batches, frame_parts, stop_free_frames
 from virnucpro_core.sequences.translate import translate
 from virnucpro_core.sequences.windows import window_starts, windows
 
@@ -149,6 +149,36 @@ def test_stop_free_frames_start_and_end_cut_the_nucleotides_out_of_the_contig() 
 def test_stop_free_frames_without_contig_or_frame_gives_an_empty_table() -> None:
     assert stop_free_frames([], 300).num_rows == 0
     assert stop_free_frames([Contig("a", "", b""), Contig("b", "", b"TAATTA")], 300).num_rows == 4
+
+
+def test_stop_free_frames_runs_lie_where_their_residues_are_read() -> None:
+    contigs = {contig.id: contig for contig in _random_contigs("ACGT", seed=2)}
+    rows = stop_free_frames(list(contigs.values()), 300, runs=True).to_pylist()
+    rows = [row for row in rows if row["frame"].islower()]
+    assert {row["frame"] for row in rows} == {name.lower() for name in FRAME_NAMES}
+    for row in rows:
+        bases = Seq(contigs[row["contig"]].sequence[row["start"] : row["end"]].decode())
+        if row["frame"].startswith("r"):
+            bases = bases.reverse_complement()
+        assert str(bases.translate()) == row["protein"]
+
+
+@pytest.mark.parametrize(("bases", "sizes"), [(300, [2, 2, 1]), (10, [1] * 5), (10_000, [5])])
+def test_frame_parts_are_of_two_batches_windows(
+    bases: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("virnucpro_core.sequences.frames.BATCH_BASES", bases)
+    parts = frame_parts([Contig("c", "", b"GCC" * 500)], 300)
+    assert [len(part["window"].unique()) for part in parts] == sizes
+    assert [part.num_rows for part in frame_parts([], 300)] == [0]
+
+
+@pytest.mark.parametrize(("bases", "sizes"), [(900, [3, 3, 1]), (901, [4, 3]), (10, [1] * 7)])
+def test_batches_are_full_where_bases_and_names_reach_the_bound(
+    bases: int, sizes: list[int]
+) -> None:
+    contigs = [Contig(f"c{n}", "", b"A" * 100) for n in range(7)]  # 300 each
+    assert [len(batch) for batch in batches(contigs, bases)] == sizes
 
 
 def test_translate_batch_size_changes_neither_rows_nor_digest(

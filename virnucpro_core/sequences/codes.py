@@ -16,6 +16,7 @@ from itertools import product
 
 import numpy as np
 from Bio.Data.CodonTable import unambiguous_dna_by_id
+from numpy.typing import NDArray
 
 from virnucpro_core.errors import InputError
 from virnucpro_core.sequences.fasta import Contig
@@ -96,6 +97,20 @@ def _stops() -> tuple[bytes, bytes]:
 def choose(contigs: Sequence[Contig]) -> list[int]:
     """The code of CANDIDATES that each contig is read with: 1 unless another's lead is CLEAR."""
     texts = [contig.sequence[:MOST_BASES].upper() for contig in contigs]
+    lengths = np.array([len(text) for text in texts])
+    found = evidence(texts)
+    lead = found[1:].max(0) - found[0]
+    clear = lead > np.maximum(CLEAR[0], CLEAR[1] * lengths)
+    chosen = np.where(clear, 1 + found[1:].argmax(0), 0)
+    return [CANDIDATES[number] for number in chosen.tolist()]
+
+
+def evidence(texts: Sequence[bytes]) -> NDArray[np.float64]:
+    """How much speaks for each of CANDIDATES in each text of upper case: float64 (3, N).
+
+    Summed over the runs of codons without one of a code's stops, on both strands: -n·log(1 - p) of
+    a run of n codons, less the log of the number of runs; p is the stops' share of all codons.
+    """
     lengths = np.array([len(text) for text in texts], np.int64)
     # one N is in three codons, which end the runs of all phases
     first = 3 + np.cumsum(lengths + 1) - lengths - 1
@@ -107,8 +122,8 @@ def choose(contigs: Sequence[Contig]) -> list[int]:
         at = at[np.argsort(at % 3, kind="stable")]
         contig = np.searchsorted(first, at + 3, "right") - 1  # of the run that begins behind it
         ends.append((at, kind[at], contig))
-    evidence = np.zeros((len(CANDIDATES), len(texts)))
-    for number, total in enumerate(evidence):
+    found = np.zeros((len(CANDIDATES), len(texts)))
+    for number, total in enumerate(found):
         stops = np.zeros(len(texts))
         for _, kind, contig in ends:
             own = (kind >> number & 1 > 0) & (kind < _AMBIGUOUS)
@@ -119,7 +134,4 @@ def choose(contigs: Sequence[Contig]) -> list[int]:
             own = kind >> number & 1 > 0
             run, of = np.diff(at[own]) // 3 - 1, contig[own][:-1]  # negative between two phases
             total += np.bincount(of, np.maximum(run * rate[of] - chance[of], 0), len(texts))
-    lead = evidence[1:].max(0) - evidence[0]
-    clear = lead > np.maximum(CLEAR[0], CLEAR[1] * lengths)
-    chosen = np.where(clear, 1 + evidence[1:].argmax(0), 0)
-    return [CANDIDATES[number] for number in chosen.tolist()]
+    return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
+from itertools import compress, count
 
 import numpy as np
 import pyarrow as pa
@@ -126,7 +126,7 @@ def _frames(
 
     for w, frames in enumerate(kept.tolist()):
         found = False
-        for frame in compress(range(6), frames):
+        for frame in compress(count(), frames):
             protein = read(w, frame).replace(b"\0", b"")
             if not protein:
                 continue

@@ -28,7 +28,7 @@ def windows(lengths: Int64Array, window: int) -> tuple[Int64Array, Int64Array, I
     step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     surplus = counts * window - lengths
     base = surplus // np.maximum(counts, 1)  # an empty contig has no window
-    longer = np.minimum(counts - 1, surplus - base * (counts - 1))
+    longer = surplus - base * (counts - 1)  # of more steps than there are, if need be
     start = step * (window - base[contig]) - np.minimum(step, longer[contig])
     return contig, start, np.minimum(start + window, lengths[contig])
 

@@ -43,7 +43,7 @@ TESTS = {
     "sequences/windows": "frames legacy properties",
     "sequences/frames": "frames codes properties legacy",
     "sequences/codes": "codes frames",
-    "sequences/tokens": "encoders frames",
+    "sequences/tokens": "tokens encoders frames",
     "sequences/fasta": "fasta stdin",
     "sequences/split": "split files predict stdin",
     "sequences/translate": "frames codes",

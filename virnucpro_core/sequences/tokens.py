@@ -62,7 +62,7 @@ def esm_tokens(proteins: Sequence[str]) -> Tokens:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts)) + ESM_SPECIAL_TOKENS
     ends = np.cumsum(lengths)
     residues = RESIDUE[np.frombuffer(b"".join(texts), np.uint8)]
-    if residues.size and residues.min() < 0:
+    if -1 in residues:
         own = np.cumsum(lengths - ESM_SPECIAL_TOKENS)
         bad = proteins[int(np.searchsorted(own, residues.argmin(), "right"))]
         raise InputError(

@@ -1,4 +1,4 @@
-"""Token ids: which protein is refused, halves, and whose fault a tokenizer is that can't be used."""
+"""Token ids: halves, the vocabulary, and whose fault a tokenizer is that can't be used."""
 
 from __future__ import annotations
 
@@ -71,3 +71,11 @@ def test_tokenizer_that_is_damaged_is_refused(tiny: Model, tmp_path: Path) -> No
     damaged.write_text(text[:-20])
     with pytest.raises(ModelError, match=r"no readable tokenizer .*; fetch the model again\.$"):
         NucleotideTokenizer(damaged)
+
+
+def test_tokenizer_with_an_id_beyond_the_vocabulary_is_refused(tiny: Model) -> None:
+    path = next(tiny.folder.rglob("tokenizer.json"))
+    last = int(NucleotideTokenizer(path)(["ACGTN"]).ids.max())
+    assert NucleotideTokenizer(path, last + 1)([]).ids.size == 0
+    with pytest.raises(ModelError, match=f"no ids, or one beyond the encoder's {last};"):
+        NucleotideTokenizer(path, last)

@@ -44,7 +44,7 @@ TESTS = {
     "sequences/frames": "frames codes properties legacy",
     "sequences/codes": "codes frames",
     "sequences/tokens": "tokens encoders frames",
-    "sequences/fasta": "fasta stdin",
+    "sequences/fasta": "fasta reading stdin",
     "sequences/split": "split files predict stdin",
     "sequences/translate": "frames codes",
     "embedding/journal": "journal embedding",

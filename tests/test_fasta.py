@@ -77,6 +77,9 @@ def test_read_fasta_several_files_keep_their_order(tmp_path: Path) -> None:
         (b">a\nACGT\nAXXX\nacgn\n", "line 3", "'X' is no nucleotide; write N for a masked base"),
         (b">a\nxxxx\n", "line 2", "write N for a masked base"),
         (b">a\nMKVSDRHXXNA\n", "line 2", "looks like protein"),
+        (b">a\nACGTACGTARX\n", "line 2", "write N for a masked base"),  # one other letter in ten
+        (b">a\nACGTACGTRX\n", "line 2", "looks like protein"),
+        (b">a\nEACGT\n", "line 2", "'E' is no nucleotide"),
         (b">a\nAC1T\n", "line 2", "'1' is no nucleotide"),
         (b">a\nAC\n>b\nAC\n>a\nGT\n", "line 5", "appears twice"),
         (b">a\nAC\n>\nGT\n", "line 3", "no id"),

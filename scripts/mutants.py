@@ -25,7 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -72,6 +72,9 @@ TESTS = {
     "parquet": "reading fuzz_tables split files full_disk disk_faults",
 }
 """Of each module that decides values or files, the tests that are its own, without `test_`."""
+
+SLOW = "torch h5py pyarrow.parquet pyarrow.compute typer jinja2 Bio.Data"
+"""What takes long to import and is none of the package: once for all mutants."""
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -234,17 +237,23 @@ def _run_tests(module: str, copy_: Path) -> NoReturn:
         os._exit(code)
 
 
-def judge(copy_: Path, chosen: Sequence[Mutant], judged: Connection) -> None:
-    """Say of each mutant whether it survives; a process that forks has no threads."""
+def judge(copy_: Path, chosen: Sequence[Mutant], judged: Connection) -> NoReturn:
+    """Say of each mutant whether it survives, and end this process; one that forks has no threads.
+
+    Of a module whose tests fail without a change, that alone is said.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limits: dict[str, float] = {}
     for mutant in chosen:
         if mutant.module not in limits:
             begin, as_it_is = time.monotonic(), unchanged(mutant.module)
-            judged.send((as_it_is, survives(as_it_is, copy_)))
-            limits[mutant.module] = 30 + 3 * (time.monotonic() - begin)
-        judged.send((mutant, survives(mutant, copy_, limits[mutant.module])))
+            passes = survives(as_it_is, copy_)
+            judged.send((as_it_is, passes))
+            limits[mutant.module] = 30 + 3 * (time.monotonic() - begin) if passes else 0
+        if limits[mutant.module]:
+            judged.send((mutant, survives(mutant, copy_, limits[mutant.module])))
     judged.close()
+    os._exit(0)
 
 
 def write(
@@ -276,15 +285,7 @@ def named(mutant: Mutant) -> str:
 
 
 def main() -> None:
-    for name in (
-        "torch",
-        "h5py",
-        "pyarrow.parquet",
-        "pyarrow.compute",
-        "typer",
-        "jinja2",
-        "Bio.Data",
-    ):
+    for name in SLOW.split():
         importlib.import_module(name)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as results/calls")
@@ -312,8 +313,7 @@ def main() -> None:
     tried: list[Mutant] = []
     broken: set[str] = set()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    fork = multiprocessing.get_context("fork")
-    with TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
+    with TemporaryDirectory() as folder, ExitStack() as jobs, suppress(KeyboardInterrupt):
         waiting: list[Connection] = []
         for job in range(given.jobs):
             place = Path(folder) / str(job)
@@ -321,10 +321,13 @@ def main() -> None:
                 shutil.copytree(ROOT / name, place / name)
             shutil.copy(ROOT / "pyproject.toml", place)
             mine = chosen[job :: given.jobs]
-            here, there = fork.Pipe(duplex=False)
-            fork.Process(target=judge, args=(place, mine, there), daemon=True).start()
+            here, there = multiprocessing.Pipe(duplex=False)
+            # no Process of multiprocessing, whose children may be no parents, as tests' are
+            if not (child := os.fork()):
+                judge(place, mine, there)
             there.close()
             waiting.append(here)
+            jobs.callback(os.kill, child, signal.SIGTERM)
         while waiting:
             for one in cast(list[Connection], wait(waiting)):
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import random
 import subprocess
 import sys
@@ -223,6 +224,24 @@ def test_translate_bad_input_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 4"):
         translate([fasta], tmp_path / "out" / "frames.parquet", 300, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_translate_counts_and_says_what_it_wrote_and_keeps_its_input(
+    edge: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fasta = tmp_path / "in.fa"
+    fasta.write_bytes(edge.read_bytes())
+    with pytest.raises(InputError, match="is an input"):
+        translate([fasta], fasta, 300)
+    assert fasta.read_bytes() == edge.read_bytes()
+    for runs, what in ((False, "stop-free frames of"), (True, "stop-free frames and runs of")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            folder = tmp_path / "a" / str(runs)
+            rows = translate([fasta], tmp_path / "f.parquet", 300, fasta_dir=folder, runs=runs)
+        assert f"{rows} {what} windows of 300" in caplog.text
+        assert pq.read_metadata(tmp_path / "f.parquet").num_rows == rows
+        assert (folder / "identified_protein.faa").stat().st_size
 
 
 def test_frame_table_columns_are_those_of_the_contract(edge_frames: Path) -> None:

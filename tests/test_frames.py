@@ -22,7 +22,7 @@ from virnucpro_core.parquet import frame_meta
 from virnucpro_core.schema import FRAMES
 from virnucpro_core.sequences.fasta import Contig
 from virnucpro_core.sequences.frames import FRAME_NAMES, batches, frame_parts, stop_free_frames
-from virnucpro_core.sequences.translate import translate
+from virnucpro_core.sequences.translate import frame_table, translate
 from virnucpro_core.sequences.windows import window_starts, windows
 
 
@@ -208,6 +208,20 @@ def test_translate_any_other_base_or_name_gives_another_digest(text: str, tmp_pa
     assert len(digests) == 2
 
 
+def test_frame_table_of_the_same_letters_cut_otherwise_has_another_digest(tmp_path: Path) -> None:
+    digests = set()
+    for texts in (("MK", "L"), ("M", "KL")):
+        rows = [
+            dict(zip(FRAMES.names, ("f", "c", 1, "F1", 0, 9, "A", text), strict=True))
+            for text in texts
+        ]
+        with frame_table(tmp_path / "f.parquet", 300) as table:
+            table.add_contigs([Contig("c", "", b"ACGT" * 9)])
+            table.add_frames(pa.RecordBatch.from_pylist(rows, FRAMES))
+        digests.add(frame_meta(tmp_path / "f.parquet").digest)
+    assert len(digests) == 2
+
+
 def test_translate_contigs_without_frames_still_give_different_digests(tmp_path: Path) -> None:
     digests = set()
     for name in ("a", "b"):
@@ -240,7 +254,8 @@ def test_translate_counts_and_says_what_it_wrote_and_keeps_its_input(
             folder = tmp_path / "a" / str(runs)
             rows = translate([fasta], tmp_path / "f.parquet", 300, fasta_dir=folder, runs=runs)
         assert f"{rows} {what} windows of 300" in caplog.text
-        assert pq.read_metadata(tmp_path / "f.parquet").num_rows == rows
+        meta = frame_meta(tmp_path / "f.parquet")
+        assert (meta.rows, meta.runs) == (rows, runs)
         assert (folder / "identified_protein.faa").stat().st_size
 
 
@@ -252,7 +267,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from virnucpro_core.sequences.split import split
-from virnucpro_core.sequences.translate import translate
+from virnucpro_core.sequences.translate import frame_table, translate
 fasta, out = map(Path, sys.argv[1:])
 translate(split([fasta], out, 2_000_000), out / "frames.parquet", 500)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

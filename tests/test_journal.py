@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from sample import Sample
 from tiny import repeated_frames
 
 from virnucpro_core.embedding import engine
-from virnucpro_core.embedding.engine import DONE, SHARD, Job, begin, embed, embed_rank, origin_of
+from virnucpro_core.embedding.engine import Job, begin, embed, embed_rank, finish, origin_of
 from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import AHEAD, prefetch, side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
@@ -147,20 +148,21 @@ def test_prefetch_closed_early_ends_a_thread_that_waits_for_room() -> None:
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
 
-def test_embed_cut_short_leaves_no_half_record_of_its_device(
-    edge_frames: Path, tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_half_records_of_devices_are_passed_over(
+    edge_frames: Path, tiny: Model, tmp_path: Path
 ) -> None:
-    """A rerun on fewer devices would read it, and not write it again."""
-    begin(tmp_path, edge_frames, frame_meta(edge_frames), origin_of(tiny, "fp32"), tiny.dim)
-
-    def half(path: Path, text: str, **_: str) -> None:
-        path.write_bytes(text[: len(text) // 2].encode())
-        raise OSError("the machine went down")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(OSError, match="went down"):
-        embed_rank(Job(edge_frames, tiny, "fp32", None, tmp_path), "cpu", 0, 1, Event())
-    assert {path.name for path in tmp_path.iterdir()} == {SHARD, DONE}
+    folder, meta = tmp_path / "work", frame_meta(edge_frames)
+    folder.mkdir()
+    begin(folder, edge_frames, meta, origin_of(tiny, "fp32"), tiny.dim)
+    embed_rank(Job(edge_frames, tiny, "fp32", None, folder), "cpu", 0, 1, Event())
+    record = folder / "used0.0.jsonl"
+    first, second = record.read_text().splitlines(True)
+    assert json.loads(first)["seconds"] < json.loads(second)["seconds"]
+    record.write_text(first + second[:-1])
+    (folder / "used1.0.jsonl").write_text(first[:-1])
+    finish(folder, tmp_path / "shard.h5", meta.rows)
+    (used,) = EmbeddingFile(tmp_path / "shard.h5").used()
+    assert (used["tasks"], used["seconds"]) == (1, json.loads(first)["seconds"])
 
 
 def test_job_of_many_rows_fits_into_a_pipe_so_that_workers_start_side_by_side(

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ from virnucpro_core.errors import (
     VirNucProError,
     first_line,
 )
-from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, write_json, written_aside
+from virnucpro_core.files import blamed, keep_apart, locked, sync_folder, written_aside
 from virnucpro_core.models.attention import numerics
 from virnucpro_core.models.gate import require
 from virnucpro_core.models.packing import packing_enabled
@@ -112,13 +113,17 @@ def embed_rank(job: Job, device: str, rank: int, world: int, stop: Event) -> Non
                 several = ",".join(["cpu"] * (torch.get_num_threads() // 4))
                 logger.info("a small model is faster in processes: --device %s", several)
         progress.begin(schedule.tokens, schedule.tokens_kept)
-        earlier = len([*job.folder.glob(f"used{rank}.*.json")])
-        path = job.folder / f"used{rank}.{earlier}.json"
+        earlier = len([*job.folder.glob(f"used{rank}.*")])
+        path = job.folder / f"used{rank}.{earlier}.jsonl"
         seen: list[Record] = []
 
         def record() -> None:
             seconds = round(stages.whole, 3)
-            write_json(path, {**used(device, job.precision), "seconds": seconds, "gpus": seen})
+            said = {**used(device, job.precision), "seconds": seconds, "gpus": seen}
+            with blamed(path), path.open("a") as file:  # in place: there may be room for one alone
+                file.write(json.dumps(said) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
         record()  # who made its rows is known of a run that is killed too
         try:
@@ -216,8 +221,9 @@ def finish(folder: Path, output: Path, rows: int) -> None:
     finished = Finished(folder, rows)
     if not finished.done.all():
         raise VirNucProError("some frames were not embedded; run the same command again.")
-    used = [json.loads(path.read_text()) for path in sorted(folder.glob("used*.json"))]
-    seal(folder / SHARD, finished.checksum, used)
+    records = [path.read_text().splitlines(True) for path in sorted(folder.glob("used*"))]
+    whole = [[line for line in lines if line.endswith("\n")] for lines in records]
+    seal(folder / SHARD, finished.checksum, [json.loads(lines[-1]) for lines in whole if lines])
     with blamed(output):
         try:
             (folder / SHARD).replace(output)

@@ -257,3 +257,19 @@ def test_stopped_by_an_ignored_signal_is_not(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert run.returncode == 0
+
+
+def test_signal_in_an_import_stops_behind_it(tmp_path: Path) -> None:
+    """torch's C++ calls Python as it is loaded, and aborts at an exception in there."""
+    (tmp_path / "loading.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhole = list(range(100_000))\n"
+    )
+    (tmp_path / "command.py").write_text(
+        "import signal, time\n"
+        "from virnucpro_core import cli\n"
+        "signal.signal(signal.SIGTERM, cli._stop)\n"
+        "try:\n    import loading\n    time.sleep(60)\n"
+        "except cli._Stopped as error:\n    print(error, len(loading.whole))\n"
+    )
+    run = subprocess.run([sys.executable, tmp_path / "command.py"], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("SIGTERM 100000\n", "")

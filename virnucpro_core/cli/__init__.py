@@ -94,10 +94,25 @@ class _Stopped(BaseException):
     """A signal came. No `except Exception` on its way holds it up, and every `finally` is run."""
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)  # a second one ends at once
-    raise _Stopped(signal.Signals(number).name)
+    _raise(_Stopped(signal.Signals(number).name), frame)
+
+
+def _raise(stopped: _Stopped, frame: FrameType | None) -> None:
+    """Raise it where the program is, but behind an import: in one, torch's C++ would abort."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _raise_soon(stopped)
+            return
+        frame = frame.f_back
+    raise stopped
+
+
+def _raise_soon(stopped: _Stopped) -> None:
+    signal.signal(signal.SIGALRM, lambda _, frame: _raise(stopped, frame))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def _stop_once_more(lost: sys.UnraisableHookArgs) -> None:
@@ -105,16 +120,10 @@ def _stop_once_more(lost: sys.UnraisableHookArgs) -> None:
 
     Such are those of weak references, as imports use them.
     """
-    if not isinstance(lost.exc_value, _Stopped):
+    if isinstance(lost.exc_value, _Stopped):
+        _raise_soon(lost.exc_value)  # when the callback is over
+    else:
         sys.__unraisablehook__(lost)
-        return
-    stopped = lost.exc_value
-
-    def stop(*_: object) -> None:
-        raise stopped
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.01)  # when the callback is over
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

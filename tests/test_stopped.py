@@ -273,3 +273,23 @@ def test_signal_in_an_import_stops_behind_it(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, tmp_path / "command.py"], capture_output=True, text=True)
     assert (run.stdout, run.stderr) == ("SIGTERM 100000\n", "")
+
+
+def test_signal_of_which_c_code_made_another_error_is_a_stop(edge: Path, tmp_path: Path) -> None:
+    """As torch does: "could not determine the shape of object type"."""
+    (tmp_path / "command.py").write_text(
+        "import os, signal, sys\n"
+        "from virnucpro_core import cli, inputs\n"
+        "from virnucpro_core.sequences import split\n"
+        "def identify(paths):\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except BaseException:\n        raise inputs.InputError('is damaged') from None\n"
+        "split.identify = identify\n"
+        "cli.main()\n"
+    )
+    words = ["split", str(edge), "-o", str(tmp_path / "out")]
+    run = subprocess.run(
+        [sys.executable, tmp_path / "command.py", *words], capture_output=True, text=True
+    )
+    assert run.returncode == 75, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("virnucpro: stopped by SIGTERM; ")

@@ -94,10 +94,15 @@ class _Stopped(BaseException):
     """A signal came. No `except Exception` on its way holds it up, and every `finally` is run."""
 
 
+_came: list[_Stopped] = []
+"""The signal that stops this command, once it came: C code may have made another error of it."""
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)  # a second one ends at once
-    _raise(_Stopped(signal.Signals(number).name), frame)
+    _came.append(_Stopped(signal.Signals(number).name))
+    _raise(_came[0], frame)
 
 
 def _raise(stopped: _Stopped, frame: FrameType | None) -> None:
@@ -154,7 +159,7 @@ def _verdict(error: BaseException) -> tuple[str, int] | None:
 
 def _tell(error: BaseException) -> int:
     """Say what an error is; its exit code. A fault of the program is raised again."""
-    verdict = _verdict(error)
+    verdict = _verdict(_came[0] if _came else error)
     if verdict is None:
         raise error
     print(f"virnucpro: {verdict[0]}", file=sys.stderr)

@@ -90,8 +90,9 @@ def _read_summary(out: Path) -> Sample:
             if not isinstance(summary[key], kind):
                 raise TypeError(f"{key} is of another kind")
         summary["gpus"] = [
-            read_gpu(str(one["device"]), record)
+            read_gpu(device, record)
             for one in summary.get("embedded_on", ())
+            for device in [str(one["device"])]  # first: TypeError for what is no mapping
             for record in one.get("gpus") or ()
         ]
         summary["embedded_on"] = [

@@ -98,7 +98,7 @@ def _lock(device: torch.device, held: ExitStack) -> bool:
     try:
         file = os.open(path, how)  # another user's may be opened, not created
     except FileNotFoundError:
-        file = os.open(path, how | os.O_CREAT)
+        file = os.open(path, how | os.O_CREAT, 0o644)
         with suppress(PermissionError):  # another user was faster
             os.fchmod(file, 0o644)  # whatever the umask, for other users' runs
     try:

@@ -90,9 +90,8 @@ def _read_summary(out: Path) -> Sample:
             if not isinstance(summary[key], kind):
                 raise TypeError(f"{key} is of another kind")
         summary["gpus"] = [
-            read_gpu(device, record)
+            read_gpu(str(one["device"]), record)
             for one in summary.get("embedded_on", ())
-            for device in [str(one["device"])]  # first: TypeError for what is no mapping
             for record in one.get("gpus") or ()
         ]
         summary["embedded_on"] = [
@@ -116,7 +115,10 @@ def _read_summary(out: Path) -> Sample:
         raise InputError(
             f"{path}: no such file; give the folders that `virnucpro classify` wrote."
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+    except (
+        *(OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError),
+        AttributeError,  # of what is no mapping
+    ) as error:
         blame_machine(error, path)
         raise InputError(
             f"{path}: is no summary of a classified sample ({error!r:.200}); classify again."

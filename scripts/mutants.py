@@ -4,16 +4,15 @@
 
 A mutant is a comparison, a condition, an operator, a number or a keyword argument that is another,
 or a call or a refusal that is gone. Each is written into a copy of the package, and the tests of
-its module run against that, the likeliest first, until one fails. What survives is printed; lines
-with a reason in `scripts/mutants.txt` are equivalent, and count as killed by none. Tests that fail
-over the module as it is would kill all, so it is left out, and the exit code 1.
+its module run against that, those first that noticed the mutants before it, until one fails. What
+survives is printed; lines with a reason in `scripts/mutants.txt` are equivalent, and count as
+killed by none. Tests that fail over the module as it is would kill all, so it is left out, and the
+exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import copy
 import importlib
 import json
 import multiprocessing
@@ -24,17 +23,16 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn, cast
 
 import pytest
+from mutate import ROOT, Mutant, mutants, unchanged
 
-ROOT = Path(__file__).parents[1]
 EQUIVALENT = Path(__file__).with_suffix(".txt")
 LIMIT = 1800
 """Seconds for the tests of a module as it is; a mutant may take three times what they took."""
@@ -76,121 +74,25 @@ TESTS = {
 SLOW = "torch h5py pyarrow.parquet pyarrow.compute typer jinja2 Bio.Data"
 """What takes long to import and is none of the package: once for all mutants."""
 
-_COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
-_COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-}  # fmt: skip
 
+class LatestFirst:
+    """A plugin of pytest: the tests that failed last, over other mutants, run first.
 
-@dataclass(frozen=True)
-class Mutant:
-    """A module, the line, and what stands there now and instead."""
-
-    module: str
-    line: int
-    before: str
-    after: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.py: {self.before} -> {self.after}"
-
-
-def _variants(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in the place of a node."""
-    other = copy.deepcopy(node)
-    match other:
-        case ast.Compare(ops=[op]) if type(op) in _COMPARED:
-            other.ops = [_COMPARED[type(op)]()]
-            yield other
-        case ast.BinOp(op=op) if type(op) in _COMPUTED:
-            other.op = _COMPUTED[type(op)]()
-            yield other
-        case ast.BoolOp(op=op):
-            other.op = ast.Or() if isinstance(op, ast.And) else ast.And()
-            yield other
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            yield operand
-        case ast.Constant(value=bool(value)):
-            yield ast.Constant(not value)
-        case ast.Constant(value=int(value) | float(value)):
-            yield ast.Constant(value + 1 if abs(value) <= 10 else 2 * value)
-        case ast.If(test=test) | ast.IfExp(test=test):
-            other.test = ast.UnaryOp(ast.Not(), test)
-            yield other
-        case ast.Call(keywords=[*_, ast.keyword(arg=str(name))]) if name != "strict":
-            other.keywords = other.keywords[:-1]
-            yield other
-        case ast.Raise() | ast.Expr(value=ast.Call()):
-            yield ast.Pass()
-
-
-def _decides_nothing(node: ast.AST) -> bool:
-    """What no run comes to, or none without an error: `assert`, its error, a zip's `strict`, what
-    type checkers alone read; and what a log says on the way."""
-    match node:
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.Call(func=ast.Name(id="TypeVar")):
-            return True
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"))):
-            return True
-        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="logger")))):
-            return True
-        case ast.Raise(exc=ast.Call(func=ast.Name(id="AssertionError"))):
-            return True
-        case ast.keyword(arg="strict"):
-            return True
-    return isinstance(node, ast.Assert)
-
-
-def mutants(module: str) -> Iterator[Mutant]:
-    """All mutants of a module.
-
-    Hints, decorators, assertions and logging have none, nor f-strings (no places).
+    Mutants come in the order of their lines, and a line's neighbours are noticed by its tests.
     """
-    text = (ROOT / "virnucpro_core" / f"{module}.py").read_bytes()
-    starts = [0]
-    for line in text.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    tree = ast.parse(text)
-    quiet = {
-        id(inner)
-        for node in ast.walk(tree)
-        for outer in (
-            *(getattr(node, name, None) for name in ("annotation", "returns")),
-            *getattr(node, "decorator_list", ()),
-            node if isinstance(node, ast.JoinedStr) or _decides_nothing(node) else None,
-        )
-        if outer is not None
-        for inner in ast.walk(outer)
-    }
-    for node in ast.walk(tree):
-        if id(node) in quiet or not isinstance(node, ast.stmt | ast.expr):
-            continue
-        begin = starts[node.lineno - 1] + node.col_offset
-        end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
-        for variant in _variants(node):
-            after = ast.unparse(ast.fix_missing_locations(variant))
-            if isinstance(node, ast.stmt):
-                after = after.replace("\n", "\n" + " " * node.col_offset)
-            else:
-                after = f"({after})"
-            source = (text[:begin] + after.encode() + text[end:]).decode()
-            try:
-                compile(source, module, "exec")
-            except SyntaxError:
-                continue
-            before = " ".join(text[begin:end].decode().split())
-            yield Mutant(module, node.lineno, before[:90], " ".join(after.split())[:90], source)
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._failed: list[str] = json.loads(path.read_text()) if path.exists() else []
 
-def unchanged(module: str) -> Mutant:
-    """The module as it is, at no line: its tests have to pass."""
-    path = ROOT / "virnucpro_core" / f"{module}.py"
-    return Mutant(module, 0, "", "", path.read_text(encoding="utf-8"))
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        rank = {name: at for at, name in enumerate(self._failed)}
+        items.sort(key=lambda item: rank.get(item.nodeid, len(rank)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            others = [name for name in self._failed if name != report.nodeid]
+            self._path.write_text(json.dumps([report.nodeid, *others][:8]))
 
 
 def survives(mutant: Mutant, copy_: Path, limit: float = LIMIT) -> bool:
@@ -231,8 +133,9 @@ def _run_tests(module: str, copy_: Path) -> NoReturn:
         sys.path.insert(0, str(copy_))
         sys.dont_write_bytecode = True
         tests = [f"tests/test_{name}.py" for name in TESTS[module].split()]
-        marks = ["-m", "not slow and not gpu"]
-        code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *marks, *tests]))
+        marks = ["-m", "not slow and not gpu", f"--basetemp={copy_ / 'tmp'}"]
+        first = LatestFirst(copy_ / "noticed.json")
+        code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *marks, *tests], [first]))
     finally:
         os._exit(code)
 
@@ -279,6 +182,11 @@ def write(
     output.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def by_line(module: str) -> list[Mutant]:
+    """A module's mutants, neighbours side by side."""
+    return sorted(mutants(module), key=lambda one: one.line)
+
+
 def named(mutant: Mutant) -> str:
     """A mutant as the record names it."""
     return f"{mutant} (line {mutant.line})"
@@ -300,7 +208,7 @@ def main() -> None:
     record: dict[str, Any] = {"modules": {}, "survivors": []}
     if given.output and given.output.exists():
         record = json.loads(given.output.read_text())
-    every = [one for module in given.modules or TESTS for one in mutants(module)]
+    every = [one for module in given.modules or TESTS for one in by_line(module)]
     if given.again:
         every = [one for one in every if named(one) in record["survivors"]]
     reasons = dict(

@@ -19,7 +19,7 @@ from virnucpro_core.errors import InputError, VirNucProError
 from virnucpro_core.lab.validate import sample_frames, validate
 from virnucpro_core.models.esm2 import ESM2
 from virnucpro_core.models.float8 import Float8Linear
-from virnucpro_core.models.gate import LEAST_FRAMES, STORED, passed, require
+from virnucpro_core.models.gate import BARS, LEAST_FRAMES, STORED, passed, require
 from virnucpro_core.models.precision import check_precision
 from virnucpro_core.models.store import Model, resolve_model
 from virnucpro_core.sequences.translate import translate
@@ -190,6 +190,27 @@ def test_validate_of_a_shipped_model_writes_nothing_into_the_package(
 def test_validation_damaged_is_none(own: Model, text: str) -> None:
     (own.folder / STORED).write_text(text)
     assert not passed(own, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"agreement": BARS["agreement"] - 1e-9}, False),
+        ({"encoders": {"ESM-2": {"least_cosine": BARS["cosine"] - 1e-9}}}, False),
+        ({"agreement": None}, False),
+        ({"encoders": {}}, False),
+        ({"encoders": {"ESM-2": {}}}, False),
+        ({"frames": LEAST_FRAMES - 1}, False),
+    ],
+)
+def test_validation_opens_the_gate_at_its_very_bars(
+    own: Model, change: dict[str, Any], expected: bool
+) -> None:
+    record = {"weights": own.weights, "frames": LEAST_FRAMES, "agreement": BARS["agreement"]}
+    record["encoders"] = {"ESM-2": {"least_cosine": BARS["cosine"]}}
+    (own.folder / STORED).write_text(json.dumps({"fp8": record | change}))
+    assert passed(own, "fp8") is expected
 
 
 def test_validation_in_a_folder_that_cannot_be_written_is_said(

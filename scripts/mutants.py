@@ -49,7 +49,7 @@ TESTS = {
     "embedding/shards": "journal embedding workers merge",
     "embedding/merge": "merge properties",
     "embedding/hdf5": "merge embedding",
-    "embedding/schedule": "embedding workers properties",
+    "embedding/schedule": "schedule embedding workers properties",
     "embedding/devices": "devices",
     "models/classifier": "classifier",
     "models/rule": "rule contigs calls",
@@ -64,7 +64,7 @@ TESTS = {
     "results/legacy": "legacy",
     "results/classify": "calls rule predict calls_refused",
     "results/kept": "calls calls_refused predict configuration options_calls",
-    "results/again": "calls calls_refused options_calls predict",
+    "results/again": "contigs calls calls_refused options_calls configuration report",
     "one_process": "predict options options_calls",
     "files": "files full_disk disk disk_faults",
     "parquet": "reading fuzz_tables split files full_disk disk_faults",
@@ -96,7 +96,7 @@ class LatestFirst:
 
 
 def survives(mutant: Mutant, copy_: Path, limit: float = LIMIT) -> bool:
-    """Whether the module's tests pass over the mutant within a limit, in a copy of the package.
+    """Whether the module's tests pass over the mutant within a limit, in a copy of the project.
 
     They run in a fork of this process, which has imported what takes long, none of it the package.
     """
@@ -225,9 +225,7 @@ def main() -> None:
         waiting: list[Connection] = []
         for job in range(given.jobs):
             place = Path(folder) / str(job)
-            for name in ("virnucpro_core", "tests", "assets"):
-                shutil.copytree(ROOT / name, place / name)
-            shutil.copy(ROOT / "pyproject.toml", place)
+            shutil.copytree(ROOT, place, symlinks=True, ignore=shutil.ignore_patterns(".*", "demo"))
             mine = chosen[job :: given.jobs]
             here, there = multiprocessing.Pipe(duplex=False)
             # no Process of multiprocessing, whose children may be no parents, as tests' are

@@ -112,6 +112,30 @@ def test_split_stopped_right_after_a_piece_leaves_nothing_and_goes_on(
     assert len(split([edge], tmp_path / "out", 9000)) > 2
 
 
+@pytest.mark.parametrize(
+    ("lengths", "shard_bp", "pieces"),
+    [
+        ([4, 3, 2, 5, 4, 6, 9, 1, 1], 10, [4, 2, 2, 1]),
+        ([10, 10, 25, 1], 10, [1, 1, 1, 1]),
+        ([9_999_999, 5, 3], None, [2, 1]),
+    ],
+)
+def test_split_begins_a_piece_where_the_last_has_its_bases(
+    lengths: list[int], shard_bp: int | None, pieces: list[int], tmp_path: Path
+) -> None:
+    fasta = tmp_path / "in.fa"
+    fasta.write_text("".join(f">{n}\n{'A' * length}\n" for n, length in enumerate(lengths)))
+    cut = split([fasta], tmp_path / "out", **({"shard_bp": shard_bp} if shard_bp else {}))
+    assert [path.read_text().count(">") for path in cut] == pieces
+
+
+def test_split_again_into_fewer_pieces_leaves_none_of_the_former(tmp_path: Path) -> None:
+    fasta = tmp_path / "in.fa"
+    fasta.write_text(">a\nACGT\n>b\nACGT\n>c\nACGT\n")
+    assert len(split([fasta], tmp_path / "out", 4)) == 3
+    assert split([fasta], tmp_path / "out", 8) == sorted((tmp_path / "out").glob("piece_*"))
+
+
 def test_split_says_how_many_contigs_and_of_which_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 def protein_tokens(frames: Path) -> Rows:
     """ESM-2 tokens of each frame of a table, int64 (N)."""
     parts = [
-        pc.binary_length(batch["protein"]).to_numpy(zero_copy_only=False)
+        pc.binary_length(batch["protein"]).to_numpy()
         for batch in frame_batches(frames, ["protein"])
     ]
     return np.concatenate([np.zeros(0, np.int64), *parts]) + ESM_SPECIAL_TOKENS

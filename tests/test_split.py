@@ -125,7 +125,8 @@ def test_split_begins_a_piece_where_the_last_has_its_bases(
 ) -> None:
     fasta = tmp_path / "in.fa"
     fasta.write_text("".join(f">{n}\n{'A' * length}\n" for n, length in enumerate(lengths)))
-    cut = split([fasta], tmp_path / "out", **({"shard_bp": shard_bp} if shard_bp else {}))
+    out = tmp_path / "out"
+    cut = split([fasta], out, shard_bp) if shard_bp else split([fasta], out)
     assert [path.read_text().count(">") for path in cut] == pieces
 
 

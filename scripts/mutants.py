@@ -43,7 +43,7 @@ TESTS = {
     "sequences/codes": "codes frames",
     "sequences/tokens": "tokens encoders frames",
     "sequences/fasta": "fasta reading stdin",
-    "sequences/split": "split files predict stdin",
+    "sequences/split": "split files progress stdin",
     "sequences/translate": "frames codes",
     "embedding/journal": "journal embedding",
     "embedding/shards": "journal embedding workers merge",

@@ -6,7 +6,8 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tiny import repeated_frames
 
 from virnucpro_core import progress
 from virnucpro_core.progress import Progress, Row, screen
+from virnucpro_core.sequences.fasta import read_fasta
 
 STAGES = ("split", "translate", "embed", "merge", "classify", "report")
 
@@ -111,6 +113,28 @@ def test_predict_without_a_terminal_writes_lines_with_the_time_of_day(
     assert all(after - before >= 4 for before, after in pairwise(shares))
     assert shares[-1] > 90
     assert "\x1b" not in said
+
+
+def test_each_stage_says_what_there_is_and_ends_with_all_of_it(
+    predict: list[object], edge: Path, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, list[Row]] = {}
+
+    @contextmanager
+    def recorded(stage: str, _: str) -> Iterator[Callable[[Row], None]]:
+        yield shown.setdefault(stage, []).append
+
+    monkeypatch.setattr(progress, "REFRESH", 0.0)
+    monkeypatch.setattr(progress, "screen", recorded)
+    ask(*predict)
+    bases = sum(len(sequence) for _, _, sequence in read_fasta([edge]))
+    found = {stage: (rows[0].total, rows[-1].done) for stage, rows in shown.items()}
+    for stage in ("split", "translate"):
+        guessed, done = found.pop(stage)
+        assert guessed == pytest.approx(bases, rel=0.1), "by the size of the file"
+        assert done == bases
+    assert found.pop("embed") == (None, shown["embed"][-1].total)
+    assert found == {"merge": (121, 121), "classify": (44, 44), "report": (None, 0)}
 
 
 def test_lines_of_a_short_run_are_left_out(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from virnucpro_core.inputs import identify
+from virnucpro_core.errors import InputError
+from virnucpro_core.inputs import RECORD, identify
 from virnucpro_core.parquet import cut_from, inventory_batches
 from virnucpro_core.sequences.pace import auto_shard_bp
 from virnucpro_core.sequences.split import split
@@ -135,6 +136,23 @@ def test_split_again_into_fewer_pieces_leaves_none_of_the_former(tmp_path: Path)
     fasta.write_text(">a\nACGT\n>b\nACGT\n>c\nACGT\n")
     assert len(split([fasta], tmp_path / "out", 4)) == 3
     assert split([fasta], tmp_path / "out", 8) == sorted((tmp_path / "out").glob("piece_*"))
+
+
+@pytest.mark.parametrize("gone", [RECORD, "piece_00001.fasta", None])
+def test_split_over_pieces_of_another_input_is_refused_also_where_one_file_is_gone(
+    gone: str | None, tmp_path: Path
+) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(f">{name}\nACGT\n")
+    out = tmp_path / "out"
+    (piece,) = split([tmp_path / "old"], out)
+    if gone:
+        (out / gone).unlink()
+    with pytest.raises(InputError, match="holds the pieces of another input"):
+        split([tmp_path / "new"], out)
+    assert gone == piece.name or piece.read_text() == ">old\nACGT\n"
+    split([tmp_path / "new"], out, force=True)
+    assert piece.read_text() == ">new\nACGT\n"
 
 
 def test_split_says_how_many_contigs_and_of_which_files(

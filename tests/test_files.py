@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,16 @@ from test_cli import assert_refused, virnucpro
 
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import EmbeddingFile
-from virnucpro_core.errors import InputError
-from virnucpro_core.files import made, written_aside
+from virnucpro_core.errors import BusyError, InputError, MachineError, StoppedError
+from virnucpro_core.files import (
+    blame_machine,
+    is_aside,
+    keep_apart,
+    locked,
+    made,
+    sync_folder,
+    written_aside,
+)
 from virnucpro_core.sequences.split import split
 from virnucpro_core.sequences.translate import translate
 
@@ -115,3 +124,138 @@ def test_written_aside_folder_that_cannot_be_synced_keeps_the_file(
     with written_aside(tmp_path / "out.txt") as aside:
         aside.write_text("whole")
     assert (tmp_path / "out.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        *[
+            (OSError(number, ""), MachineError)
+            for number in (
+                *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+                *(errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
+            )
+        ],
+        (OSError(errno.ENOMEM, ""), StoppedError),
+        (MemoryError(), StoppedError),
+        (OSError(errno.EACCES, ""), None),
+        (OSError(errno.ENOENT, ""), None),
+        (ValueError("no number"), None),
+    ],
+)
+def test_errors_are_a_machine_s_a_want_of_memory_s_or_a_file_s(
+    error: BaseException, blamed: type[BaseException] | None, tmp_path: Path
+) -> None:
+    if blamed is None:
+        blame_machine(error, tmp_path)
+        return
+    with pytest.raises(blamed, match=f"{tmp_path}: .*; nothing finished is lost, ") as raised:
+        blame_machine(error, tmp_path)
+    assert raised.type is blamed
+    assert raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL])
+def test_folder_that_cannot_be_synced_is_an_error_unless_its_file_system_never_can(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if error == errno.EINVAL:
+        sync_folder(tmp_path)
+        return
+    with pytest.raises(OSError, match="Input/output"):
+        sync_folder(tmp_path)
+
+
+def test_written_aside_syncs_the_file_then_renames_then_syncs_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def fsync(file: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(file).st_mode) else "file")
+        assert (tmp_path / "out").exists() == (done[-1] == "folder")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with written_aside(tmp_path / "out") as aside:
+        aside.write_text("whole")
+        assert is_aside(aside)
+    assert done == ["file", "folder"]
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+    assert not is_aside(tmp_path / ".out")
+    assert not is_aside(tmp_path / "out.partial")
+
+
+def test_written_aside_on_error_leaves_the_former_content_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("old")
+    with suppress(ValueError), written_aside(path) as aside:
+        aside.write_text("half")
+        raise ValueError
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("out", "old")]
+
+
+def test_made_removes_what_it_made_where_that_stays_empty(tmp_path: Path) -> None:
+    deep = tmp_path / "a/b/c"
+    with made(deep), made(deep):
+        pass
+    assert deep.is_dir()
+    with pytest.raises(KeyboardInterrupt), made(deep / "d/e"):
+        raise KeyboardInterrupt
+    assert deep.is_dir()
+    assert not list(deep.iterdir())
+    with suppress(KeyboardInterrupt), made(deep / "d/e"):
+        (deep / "d/kept").touch()
+        raise KeyboardInterrupt
+    assert [one.name for one in (deep / "d").iterdir()] == ["kept"]
+
+
+def test_lock_is_held_by_one_and_goes_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / ".lock"
+    with locked(path, "busy"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        with pytest.raises(BusyError, match=r"^busy$"), locked(path, "busy"):
+            raise AssertionError("held twice")
+        assert path.exists()
+    assert not path.exists()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert mode == 0o666 & ~umask
+    with locked(path, "busy"):
+        path.unlink()
+        path.touch()  # another's, who found none
+    assert path.exists()
+
+
+def test_lock_whose_holder_removes_it_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".lock"
+    files: list[int] = []
+    whole = os.open
+
+    def late(name: Path, *flags: int) -> int:
+        file = whole(name, *flags)
+        if not files:
+            path.unlink()  # its holder has finished, between the two calls
+        files.append(file)
+        return file
+
+    monkeypatch.setattr(os, "open", late)
+    with locked(path, "busy"):
+        assert path.exists()
+    assert len(files) == 2
+    for file in files:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
+
+
+def test_keep_apart_knows_a_file_by_any_name(tmp_path: Path) -> None:
+    (tmp_path / "in.fa").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "in.fa")
+    keep_apart(tmp_path / "none", [tmp_path / "in.fa", tmp_path / "absent"])
+    with pytest.raises(InputError, match=r"in\.fa: is an input"):
+        keep_apart(tmp_path / "link", [tmp_path / "absent", tmp_path / "in.fa"])

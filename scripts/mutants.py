@@ -49,7 +49,7 @@ TESTS = {
     "embedding/journal": "journal embedding",
     "embedding/shards": "journal embedding workers merge",
     "embedding/merge": "merge properties",
-    "embedding/hdf5": "merge embedding",
+    "embedding/hdf5": "hdf5 merge embedding",
     "embedding/schedule": "schedule embedding workers properties",
     "embedding/devices": "devices",
     "models/classifier": "classifier",

@@ -38,6 +38,7 @@ def test_any_call_that_fails_is_a_sentence_and_the_same_command_gives_the_unbrok
         ("split", "SIGTERM", "rename", "piece_00001.fasta"),  # left a piece of no known input
         ("models import", "EIO from then on", "rename", "model.safetensors"),  # named no file
         ("embed", "EIO", "remove", "rank0.journal"),  # named it without its folder
+        ("embed", "EIO", "sync", "shard.h5"),  # the seal's named none
         ("predict", "SIGKILL", "open", "..input.json.partial"),  # left a folder of no known input
         ("predict", "SIGKILL", "remove", "contigs.parquet"),
     ],

@@ -19,7 +19,7 @@ from virnucpro_core.embedding.hdf5 import contiguous, judged, lay_out, open_h5, 
 from virnucpro_core.embedding.journal import Checksums, checksums
 from virnucpro_core.embedding.series import POINTS, joined
 from virnucpro_core.errors import InputError
-from virnucpro_core.files import written_aside
+from virnucpro_core.files import blamed, written_aside
 from virnucpro_core.parquet import frame_batches
 from virnucpro_core.version import __version__
 
@@ -149,7 +149,7 @@ def seal(path: Path, sums: Checksums, used: Iterable[Used]) -> None:
     with open_h5(path) as file:
         room = file["used"].shape[0]
     said = _fitting(_together(used), room)
-    with path.open("rb+", buffering=0) as raw:
+    with blamed(path), path.open("rb+", buffering=0) as raw:
         write_at(raw.fileno(), said, place_of(path, "used"))
         if len(sums):
             write_at(raw.fileno(), sums.astype("<u4").data, place_of(path, "checksum"))

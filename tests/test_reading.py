@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import resource
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -134,6 +138,28 @@ def test_table_is_whole_once_it_is_finished(tmp_path: Path) -> None:
         writer.write(batch)
         writer.finish()
         assert pq.read_table(tmp_path / "t.parquet").num_rows == 3
+
+
+@pytest.mark.parametrize("cuts", [[0, 7], [0, 3, 7], [0, 0, 1, 6, 7, 7]])
+def test_sums_in_a_table_s_footer_are_the_crc32_of_its_values_however_cut(
+    cuts: list[int], tmp_path: Path
+) -> None:
+    texts, numbers = ["", "a", "bc", "", "déf", "", "g"], np.arange(7, dtype=np.int32)
+    name = pa.array(["u", "u", "v", "v", "v", "u", ""]).dictionary_encode()
+    batch = pa.record_batch({"text": pa.array(texts), "number": pa.array(numbers), "name": name})
+    with table_writer(tmp_path / "t.parquet", batch.schema) as writer:
+        for start, end in pairwise(cuts):
+            writer.write(batch.slice(start, end - start))
+        writer.finish({"said": "too"})
+    footer = pq.read_metadata(tmp_path / "t.parquet").metadata
+    assert footer[b"said"] == b"too"
+    assert json.loads(footer[b"virnucpro.crc32"]) == {
+        "text": zlib.crc32(np.array([len(text.encode()) for text in texts], np.int32)),
+        "text's text": zlib.crc32("".join(texts).encode()),
+        "number": zlib.crc32(numbers),
+        "name": zlib.crc32(np.array([1, 1, 1, 1, 1, 1, 0], np.int32)),
+        "name's text": zlib.crc32(b"uuvvvu"),
+    }
 
 
 @pytest.mark.parametrize("codes", [["1"], ["4", "4"], []])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import subprocess
@@ -113,6 +114,24 @@ def test_lease_under_a_strict_umask_can_be_opened_by_other_users(see: See, tmp_p
             assert (tmp_path / "virnucpro-GPU-a.lock").stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EBADF, errno.EOPNOTSUPP])
+def test_lease_in_a_folder_without_locks_is_warned_of_and_given(
+    error: int,
+    see: See,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def flock(*_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    see("a")
+    monkeypatch.setattr("fcntl.flock", flock)
+    with leased("auto") as gpus:
+        assert gpus == places("cuda:0")
+    assert f"{tmp_path}: this file system has no locks ({os.strerror(error)})" in caplog.text
 
 
 @pytest.mark.parametrize(

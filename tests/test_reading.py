@@ -154,12 +154,26 @@ def test_sums_in_a_table_s_footer_are_the_crc32_of_its_values_however_cut(
     footer = pq.read_metadata(tmp_path / "t.parquet").metadata
     assert footer[b"said"] == b"too"
     assert json.loads(footer[b"virnucpro.crc32"]) == {
-        "text": zlib.crc32(np.array([len(text.encode()) for text in texts], np.int32)),
+        "text": zlib.crc32(np.array([len(text.encode()) for text in texts], np.int32).tobytes()),
         "text's text": zlib.crc32("".join(texts).encode()),
-        "number": zlib.crc32(numbers),
-        "name": zlib.crc32(np.array([1, 1, 1, 1, 1, 1, 0], np.int32)),
+        "number": zlib.crc32(numbers.tobytes()),
+        "name": zlib.crc32(np.array([1, 1, 1, 1, 1, 1, 0], np.int32).tobytes()),
         "name's text": zlib.crc32(b"uuvvvu"),
     }
+
+
+def test_pages_of_a_table_have_checksums_of_their_own(tmp_path: Path) -> None:
+    """Which keep a damaged one from the decoder."""
+    path = tmp_path / "t.parquet"
+    batch = pa.record_batch({"x": pa.array(np.random.default_rng(0).integers(0, 1 << 60, 999))})
+    with table_writer(path, batch.schema) as writer:
+        writer.write(batch)
+        writer.finish()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC checksum verification failed"):
+        pq.ParquetFile(path, page_checksum_verification=True).read()
 
 
 @pytest.mark.parametrize("codes", [["1"], ["4", "4"], []])

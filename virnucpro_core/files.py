@@ -28,7 +28,8 @@ _AT_A_LIMIT = {errno.EMFILE, errno.ENFILE, errno.ENOLCK}
 _OF_THE_MACHINE = _FULL | _BROKEN | _AT_A_LIMIT
 """What a machine lacks or breaks; it says nothing about the file that was read or written."""
 
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO, errno.EBADF}
+"""What a file system without locks answers, the last where NFS has none of a file open to read."""
 
 
 def blame_machine(error: BaseException, path: Path) -> None:
@@ -134,22 +135,15 @@ def locked(path: Path, sentence: str) -> Iterator[None]:
     """Hold the lock file `path`, made where it is missing, and removed at the end.
 
     The kernel ends the lock with the process, however that ends. The file is open for writing,
-    since NFS has no other locks. Raises BusyError with the sentence where another process holds
-    it; on a file system without locks, a warning says that nothing keeps two apart.
+    since NFS has no other locks. Raises BusyError with the sentence where another process holds it.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with blamed(path):
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(sentence) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                _warn_without_locks(path.parent, error.strerror)
+            if not take_lock(file, path):
+                raise BusyError(sentence)
             if not _is(file, path):  # its holder has just finished and removed it
                 continue
             try:
@@ -162,6 +156,22 @@ def locked(path: Path, sentence: str) -> Iterator[None]:
         finally:
             with blamed(path):
                 os.close(file)
+
+
+def take_lock(file: int, path: Path) -> bool:
+    """Lock the open file of a path until it is closed; False where another process holds it.
+
+    On a file system without locks, a warning says that nothing keeps two apart.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _warn_without_locks(path.parent, error.strerror)
+    return True
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from virnucpro_core.errors import InputError
+from virnucpro_core.files import take_lock
 
 logger = logging.getLogger("virnucpro.embed")
 
@@ -101,9 +101,7 @@ def _lock(device: torch.device, held: ExitStack) -> bool:
         file = os.open(path, how | os.O_CREAT, 0o644)
         with suppress(PermissionError):  # another user was faster
             os.fchmod(file, 0o644)  # whatever the umask, for other users' runs
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not take_lock(file, path):
         os.close(file)
         return False
     held.callback(os.close, file)

@@ -5,9 +5,9 @@
 A mutant is a comparison, a condition, an operator, a number or a keyword argument that is another,
 or a call or a refusal that is gone. Each is written into a copy of the package, and the tests of
 its module run against that, those first that noticed the mutants before it, until one fails. What
-survives is printed; lines with a reason in `scripts/mutants.txt` are equivalent, and count as
-killed by none. Tests that fail over the module as it is would kill all, so it is left out, and the
-exit code 1.
+survives is printed; what has a reason in `scripts/mutants.txt`, all of a kind in a module or that
+in one line alone, is equivalent, and counts as killed by none. Tests that fail over the module as
+it is would kill all, so it is left out, and the exit code 1.
 """
 
 from __future__ import annotations
@@ -214,11 +214,11 @@ def main() -> None:
     if given.again:
         every = [one for one in every if named(one) in record["survivors"]]
     reasons = dict(
-        line.split(" # ", 1) for line in EQUIVALENT.read_text().splitlines() if " # " in line
+        line.rsplit(" # ", 1) for line in EQUIVALENT.read_text().splitlines() if " # " in line
     )
     if given.number:
         every = random.Random(given.seed).sample(every, min(given.number, len(every)))
-    chosen = [mutant for mutant in every if str(mutant) not in reasons]
+    chosen = [one for one in every if not {str(one), f"{one} in {one.text}"} & reasons.keys()]
     alive: list[Mutant] = []
     tried: list[Mutant] = []
     broken: set[str] = set()

@@ -22,10 +22,11 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A module, the line, and what stands there now and instead."""
+    """A module, a line by its number and its text, and what stands there now and instead."""
 
     module: str
     line: int
+    text: str
     before: str
     after: str
     source: str
@@ -86,6 +87,7 @@ def mutants(module: str) -> Iterator[Mutant]:
     Hints, decorators, assertions and logging have none, nor f-strings (no places).
     """
     text = (ROOT / "virnucpro_core" / f"{module}.py").read_bytes()
+    lines = [line.strip() for line in text.decode().splitlines()]
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -118,10 +120,13 @@ def mutants(module: str) -> Iterator[Mutant]:
             except SyntaxError:
                 continue
             before = " ".join(text[begin:end].decode().split())
-            yield Mutant(module, node.lineno, before[:90], " ".join(after.split())[:90], source)
+            after = " ".join(after.split())
+            yield Mutant(
+                module, node.lineno, lines[node.lineno - 1], before[:90], after[:90], source
+            )
 
 
 def unchanged(module: str) -> Mutant:
     """The module as it is, at no line: its tests have to pass."""
     path = ROOT / "virnucpro_core" / f"{module}.py"
-    return Mutant(module, 0, "", "", path.read_text(encoding="utf-8"))
+    return Mutant(module, 0, "", "", "", path.read_text(encoding="utf-8"))

@@ -103,20 +103,18 @@ def survives(mutant: Mutant, copy_: Path, limit: float = LIMIT) -> bool:
     """
     path = copy_ / "virnucpro_core" / f"{mutant.module}.py"
     original = path.read_text()
+    path.write_text(mutant.source)
+    if not (child := os.fork()):
+        _run_tests(mutant.module, copy_)
+    ended, due = (0, 0), time.monotonic() + limit
     try:
-        path.write_text(mutant.source)
-        child = os.fork()
-        if not child:
-            _run_tests(mutant.module, copy_)
-        due = time.monotonic() + limit
-        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-            if time.monotonic() > due:
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return False  # a loop without an end is noticed
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < due:
             time.sleep(0.02)
-        return ended[1] == 0
+        return ended == (child, 0)  # a loop without an end is noticed
     finally:
+        if ended == (0, 0):
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         path.write_text(original)
 
 
@@ -125,6 +123,7 @@ def _run_tests(module: str, copy_: Path) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(nowhere, stream)
@@ -146,19 +145,20 @@ def judge(copy_: Path, chosen: Sequence[Mutant], judged: Connection) -> NoReturn
 
     Of a module whose tests fail without a change, that alone is said.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limits: dict[str, float] = {}
-    for mutant in chosen:
-        if mutant.module not in limits:
-            begin, as_it_is = time.monotonic(), unchanged(mutant.module)
-            passes = survives(as_it_is, copy_)
-            failed = LatestFirst(copy_ / "noticed.json").failed[:1]
-            judged.send((replace(as_it_is, before="".join(failed) or "all"), passes))
-            limits[mutant.module] = 30 + 3 * (time.monotonic() - begin) if passes else 0
-        if limits[mutant.module]:
-            judged.send((mutant, survives(mutant, copy_, limits[mutant.module])))
-    judged.close()
-    os._exit(0)
+    try:
+        for mutant in chosen:
+            if mutant.module not in limits:
+                begin, as_it_is = time.monotonic(), unchanged(mutant.module)
+                passes = survives(as_it_is, copy_)
+                failed = LatestFirst(copy_ / "noticed.json").failed[:1]
+                judged.send((replace(as_it_is, before="".join(failed) or "all"), passes))
+                limits[mutant.module] = 30 + 3 * (time.monotonic() - begin) if passes else 0
+            if limits[mutant.module]:
+                judged.send((mutant, survives(mutant, copy_, limits[mutant.module])))
+        judged.close()
+    finally:
+        os._exit(0)
 
 
 def write(
@@ -223,7 +223,11 @@ def main() -> None:
     tried: list[Mutant] = []
     broken: set[str] = set()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TemporaryDirectory() as folder, ExitStack() as jobs, suppress(KeyboardInterrupt):
+    with (
+        TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        ExitStack() as jobs,
+        suppress(KeyboardInterrupt),
+    ):
         waiting: list[Connection] = []
         for job in range(given.jobs):
             place = Path(folder) / str(job)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import json
 import resource
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -160,6 +161,21 @@ def test_sums_in_a_table_s_footer_are_the_crc32_of_its_values_however_cut(
         "name": zlib.crc32(np.array([1, 1, 1, 1, 1, 1, 0], np.int32).tobytes()),
         "name's text": zlib.crc32(b"uuvvvu"),
     }
+
+
+def test_table_that_is_not_finished_ends_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end would write a footer, to a file that is closed."""
+    lost: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lost.append)
+    batch = pa.record_batch({"x": pa.array([1])})
+    with suppress(ValueError), table_writer(tmp_path / "t.parquet", batch.schema) as writer:
+        writer.write(batch)
+        raise ValueError
+    del writer
+    gc.collect()
+    assert not lost
 
 
 def test_pages_of_a_table_have_checksums_of_their_own(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import io
 import os
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -178,6 +179,20 @@ def test_disk_that_reserves_nothing_is_asked_what_is_free(
         else:
             with pytest.raises(raised, match=said):
                 hdf5._reserve(file.fileno(), tmp_path / "a", ROWS * 12)
+
+
+def test_what_the_disk_answers_is_what_is_said(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            (tmp_path / "a").open("wb") as file,
+            pytest.raises(OSError, match="too large") as error,
+        ):
+            hdf5._reserve(file.fileno(), tmp_path / "a", 1001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
 
 
 def test_write_at_writes_on_where_a_disk_took_a_part(

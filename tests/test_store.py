@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
 import shutil
@@ -34,7 +35,16 @@ from virnucpro_core.errors import (
 from virnucpro_core.models.classifier import MLPClassifier
 from virnucpro_core.models.esm2 import ESM2, load_esm2
 from virnucpro_core.models.layout import Stored, read_weights
-from virnucpro_core.models.store import FILES, MODEL_FORMAT, Model, resolve_model, verify
+from virnucpro_core.models.store import (
+    FILES,
+    MODEL_FORMAT,
+    Model,
+    list_models,
+    models_folder,
+    read_model,
+    resolve_model,
+    verify,
+)
 from virnucpro_core.published.imports import import_model
 
 
@@ -117,12 +127,94 @@ def test_heads_that_do_not_share_a_width_are_refused(heads: object) -> None:
         Stored(Path("esm2"), {"heads": heads}, {}).heads(32, 2)
 
 
-@pytest.mark.parametrize("dim", [0, -5, 1 << 31, True, 8.0, "8", None])
-def test_resolve_model_whose_width_is_none_is_refused(dim: object, tmp_path: Path) -> None:
-    path = write_tiny_model(tmp_path).folder / "model.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "dim": dim}))
-    with pytest.raises(ModelError, match=r"'dim'"):
-        resolve_model("tiny", tmp_path)
+@pytest.mark.parametrize(
+    ("key", "value", "taken"),
+    [
+        *(("dim", value, False) for value in (0, -5, 1 << 31, True, 8.0, "8", None)),
+        *(("window", value, False) for value in (2, 0, 1 << 31, True, 60.0, "60", None)),
+        *((key, value, True) for key in ("dim", "window") for value in (3, (1 << 31) - 1)),
+        ("dim", 1, True),
+        *(("name", value, False) for value in (None, 5, "a\nb")),
+        *(("encoders", value, False) for value in (None, 5, "", "a/b", "..")),
+        ("contig_rule", {}, False),
+        ("weights", None, False),
+        ("weights", {}, False),
+    ],
+)
+def test_read_model_takes_each_entry_within_its_bounds(
+    key: str, value: object, taken: bool, tmp_path: Path
+) -> None:
+    folder = write_tiny_model(tmp_path).folder
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**about, key: value}))
+    if taken:
+        assert getattr(read_model(folder), key) == value
+    else:
+        with pytest.raises(ModelError, match=f"its '{key}' is missing or odd; import the model"):
+            read_model(folder)
+
+
+@pytest.mark.parametrize("sha", [None, "", "A" * 64, "a" * 63, "a" * 65, "g" * 64])
+def test_read_model_with_an_odd_sha256_or_file_is_refused(sha: object, tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path).folder
+    about = json.loads((folder / "model.json").read_text())
+    weights = about["weights"]
+    some = dict(list(weights.items())[1:-1])
+    for odd in ({**weights, "esm2/config.json": sha}, some, {**weights, "other": "a" * 64}):
+        (folder / "model.json").write_text(json.dumps({**about, "weights": odd}))
+        with pytest.raises(ModelError, match="its 'weights' is missing or odd"):
+            read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("training", "hides"),
+    [
+        ({"recipe": {"augmentation": {"hide_nucleotide": 0.1, "hide_protein": 1}}}, True),
+        ({"recipe": {"augmentation": {"hide_nucleotide": 0.1, "hide_protein": 0}}}, False),
+        ({"recipe": {"augmentation": {"hide_nucleotide": 0.1}}}, False),
+        ({"recipe": {"augmentation": {"hide_nucleotide": "1", "hide_protein": 1}}}, False),
+        ({"recipe": {"augmentation": 5}}, False),
+        ({"recipe": None}, False),
+        (None, False),
+    ],
+)
+def test_read_model_knows_whether_halves_were_hidden(
+    training: object, hides: bool, tmp_path: Path
+) -> None:
+    folder = write_tiny_model(tmp_path).folder
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**about, "training": training}))
+    assert read_model(folder).hides is hides
+
+
+def test_verify_compares_files_of_at_most_so_many_bytes(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path)
+    path = model.path("dnabert_s/tokenizer.json")
+    path.write_bytes(bytes(path.stat().st_size))
+    verify(model, path.stat().st_size - 1)
+    for most in (path.stat().st_size, math.inf):
+        with pytest.raises(ModelError, match=r"tokenizer\.json: has sha256 "):
+            verify(model, most)
+
+
+def test_models_folder_is_the_one_asked_for_else_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_model(tmp_path / "a")
+    for value, found in (("", None), (str(tmp_path / "b"), tmp_path / "b")):
+        monkeypatch.setenv("VIRNUCPRO_MODELS", value)
+        assert models_folder(None) == found
+        assert models_folder(tmp_path / "a") == tmp_path / "a"
+    monkeypatch.setenv("VIRNUCPRO_MODELS", str(tmp_path / "a"))
+    assert [model.name for model in list_models()] == ["mini", "tiny"]
+    assert resolve_model("tiny").folder == tmp_path / "a/tiny"
+    with pytest.raises(InputError, match="'none' is not known; choose one of mini, tiny, virnuc"):
+        resolve_model("none")
+    with pytest.raises(ModelError, match=r"'virnucpro-500' is not in /.*/a; bring it in with "):
+        resolve_model("virnucpro-500")
+    monkeypatch.delenv("VIRNUCPRO_MODELS")
+    with pytest.raises(ModelError, match=r"'virnucpro-500' is not in a models folder \(none is"):
+        resolve_model("virnucpro-500")
 
 
 def test_resolve_model_of_an_earlier_format_is_to_be_imported_again(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_damaged_page_never_comes_to_the_decoder(sample: Sample) -> None:
     content = bytearray(path.read_bytes())
     content[last] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is damaged .*CRC checksum verification failed"):
+    with pytest.raises(InputError, match=r"is damaged .*CRC checksum verification failed"):
         list(frame_batches(path))
 
 

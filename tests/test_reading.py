@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,10 +32,12 @@ from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.parquet import (
     FrameMeta,
+    contigs_in,
     frame_batches,
     frame_meta,
     inventory_batches,
     one_genetic_code,
+    scored_batches,
     table_writer,
 )
 from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
@@ -118,6 +121,20 @@ def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
 def test_batches_have_the_columns_that_are_asked_for(sample: Sample) -> None:
     assert next(frame_batches(sample.frames[0], ["window"])).schema.names == ["window"]
     assert next(inventory_batches(sample.contigs, ["length"])).schema.names == ["length"]
+
+
+def test_tables_that_are_not_there_are_named_with_what_makes_them(tmp_path: Path) -> None:
+    path = tmp_path / "none.parquet"
+    readers: list[tuple[Callable[[], Any], str]] = [
+        (lambda: list(frame_batches(path)), "translate"),
+        (lambda: frame_meta(path), "translate"),
+        (lambda: list(inventory_batches(path)), "split"),
+        (lambda: contigs_in(path), "split"),
+        (lambda: list(scored_batches(path, ["contig"])), "classify"),
+    ]
+    for read, maker in readers:
+        with pytest.raises(InputError, match=f"{path}: no such file; give .* `virnucpro {maker}`"):
+            read()
 
 
 @pytest.mark.parametrize("columns", [None, ["length", "sequence"]])

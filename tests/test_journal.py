@@ -72,6 +72,19 @@ def test_journal_cut_anywhere_vouches_for_whole_records_alone(sample: Sample, ro
         assert np.flatnonzero(Finished(folder, rows).done).tolist() == [0, 2]
 
 
+def test_journal_with_a_flipped_bit_vouches_for_the_records_before_it_alone(
+    sample: Sample, rows: int
+) -> None:
+    folder, journal = sample.folder, sample.folder / "rank0.journal"
+    write(folder, 0, 0)
+    one = journal.stat().st_size
+    write(folder, 0, 1)
+    whole = journal.read_bytes()
+    for at in range(one, len(whole)):
+        journal.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+        assert np.flatnonzero(Finished(folder, rows).done).tolist() == [0]
+
+
 def test_row_that_was_damaged_and_written_again_is_vouched_for_by_its_new_record(
     sample: Sample, rows: int
 ) -> None:

@@ -137,6 +137,19 @@ def test_tables_that_are_not_there_are_named_with_what_makes_them(tmp_path: Path
             read()
 
 
+def test_tables_whose_columns_are_others_are_refused_with_the_column(sample: Sample) -> None:
+    path, whole = sample.contigs, pq.read_table(sample.contigs)
+    at = whole.schema.get_field_index("length")
+    for table, said in (
+        (whole.set_column(at, "length", whole["length"].cast(pa.int32())), "is int32, not int64"),
+        (whole.drop_columns("length"), "has no column 'length'; give the contigs.parquet"),
+        (whole.append_column("length", whole["length"]), "has no column 'length'; give the"),
+    ):
+        pq.write_table(table, path)
+        with pytest.raises(InputError, match=f"{path}: .*{said}"):
+            contigs_in(path)
+
+
 @pytest.mark.parametrize("columns", [None, ["length", "sequence"]])
 def test_inventory_whose_lengths_are_not_those_of_its_bases_is_refused(
     columns: list[str] | None, sample: Sample, tmp_path: Path

@@ -18,12 +18,12 @@ from sample import Sample
 from tiny import repeated_frames
 
 from virnucpro_core.embedding import engine
-from virnucpro_core.embedding.engine import Job, begin, embed, embed_rank, finish, origin_of
+from virnucpro_core.embedding.engine import SHARD, Job, begin, embed, embed_rank, finish, origin_of
 from virnucpro_core.embedding.journal import Finished, RowWriter
 from virnucpro_core.embedding.prefetch import AHEAD, prefetch, side_by_side
 from virnucpro_core.embedding.shards import EmbeddingFile, create_shard, seal
 from virnucpro_core.embedding.timing import Stages
-from virnucpro_core.errors import VirNucProError
+from virnucpro_core.errors import MachineError, VirNucProError
 from virnucpro_core.models.store import Model
 from virnucpro_core.parquet import frame_meta
 
@@ -102,6 +102,24 @@ def test_row_that_was_damaged_and_written_again_is_vouched_for_by_its_new_record
     finished = Finished(folder, rows)
     finished.verify(folder / "s.h5")
     assert np.flatnonzero(finished.done).tolist() == [0, 1]
+
+
+def test_journal_or_record_of_a_device_on_a_disk_that_fails_is_named(
+    sample: Sample, rows: int
+) -> None:
+    folder, failing = sample.folder, Path("/proc/self/mem")  # reading its start is an EIO
+    write(folder, 0, *range(rows))
+    (folder / "s.h5").rename(folder / SHARD)
+    (folder / "used0.0.jsonl").symlink_to(failing)
+    with pytest.raises(MachineError, match=f"{folder}: Input/output error"):
+        finish(folder, folder / "out.h5", rows)
+    (folder / "rank1.journal").symlink_to(failing)
+    for read in (
+        lambda: Finished(folder, rows),
+        lambda: RowWriter(folder / SHARD, folder / "rank1.journal", Stages()),
+    ):
+        with pytest.raises(MachineError, match=r"rank1\.journal: Input/output error"):
+            read()
 
 
 def test_journal_of_a_longer_table_is_no_index_error(sample: Sample, rows: int) -> None:

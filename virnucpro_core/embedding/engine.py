@@ -221,7 +221,8 @@ def finish(folder: Path, output: Path, rows: int) -> None:
     finished = Finished(folder, rows)
     if not finished.done.all():
         raise VirNucProError("some frames were not embedded; run the same command again.")
-    records = [path.read_text().splitlines(True) for path in sorted(folder.glob("used*"))]
+    with blamed(folder):
+        records = [path.read_text().splitlines(True) for path in sorted(folder.glob("used*"))]
     whole = [[line for line in lines if line.endswith("\n")] for lines in records]
     seal(folder / SHARD, finished.checksum, [json.loads(lines[-1]) for lines in whole if lines])
     with blamed(output):

@@ -45,7 +45,8 @@ def checksums(embedding: NDArray[np.float32]) -> Checksums:
 
 def _read_journal(path: Path) -> tuple[Rows, Checksums, int]:
     """Rows and checksums of a journal's whole records, and the bytes that these take."""
-    text = path.read_bytes() if path.exists() else b""
+    with blamed(path):
+        text = path.read_bytes() if path.exists() else b""
     rows, sums = [np.zeros(0, _ROW)], [np.zeros(0, _CHECKSUM)]
     at = 0
     while at + _HEAD.size <= len(text):
@@ -74,8 +75,7 @@ class Finished:
         self.done = np.zeros(rows, np.bool_)
         self.checksum = np.zeros(rows, np.uint32)
         for path in self._journals:
-            with blamed(path):
-                these, sums, _ = _read_journal(path)
+            these, sums, _ = _read_journal(path)
             inside = (these >= 0) & (these < rows)
             self.done[these[inside]] = True
             self.checksum[these[inside]] = sums[inside]

@@ -137,6 +137,16 @@ def test_tables_that_are_not_there_are_named_with_what_makes_them(tmp_path: Path
             read()
 
 
+def test_table_with_text_that_is_none_is_refused(sample: Sample) -> None:
+    path, whole = sample.contigs, pq.read_table(sample.contigs)
+    at = whole.schema.get_field_index("contig")
+    field = whole.schema.field(at)
+    odd = pa.array([b"\xff" * 3] * len(whole), pa.binary()).view(field.type)
+    pq.write_table(whole.set_column(at, field, odd), path)
+    with pytest.raises(InputError, match=f"{path}: is damaged .*[Ii]nvalid UTF"):
+        list(inventory_batches(path))
+
+
 def test_tables_whose_columns_are_others_are_refused_with_the_column(sample: Sample) -> None:
     path, whole = sample.contigs, pq.read_table(sample.contigs)
     at = whole.schema.get_field_index("length")

@@ -137,6 +137,15 @@ def test_tables_that_are_not_there_are_named_with_what_makes_them(tmp_path: Path
             read()
 
 
+def test_table_with_a_value_that_is_missing_is_refused(sample: Sample) -> None:
+    path, whole = sample.frames[0], pq.read_table(sample.frames[0])
+    for at, field in enumerate(whole.schema):
+        none = pa.nulls(1, field.type).take(pa.array([0] * len(whole)))
+        pq.write_table(whole.set_column(at, field.with_nullable(True), none), path)
+        with pytest.raises(InputError, match=f"{path}: has a row without '{field.name}'; write"):
+            list(frame_batches(path))
+
+
 def test_table_with_text_that_is_none_is_refused(sample: Sample) -> None:
     path, whole = sample.contigs, pq.read_table(sample.contigs)
     at = whole.schema.get_field_index("contig")

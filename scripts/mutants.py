@@ -47,7 +47,7 @@ TESTS = {
     "sequences/split": "split files progress stdin",
     "sequences/translate": "frames codes",
     "embedding/journal": "journal embedding",
-    "embedding/shards": "journal embedding workers merge",
+    "embedding/shards": "shards journal merge embedding workers",
     "embedding/merge": "merge properties",
     "embedding/hdf5": "hdf5 merge embedding",
     "embedding/schedule": "schedule embedding workers properties",

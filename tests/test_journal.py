@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -149,6 +150,26 @@ def test_journal_is_written_after_its_rows_are_on_disk(
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     write(sample.folder, 0, 0)
     assert calls == ["write s.h5", "sync s.h5", "write rank0.journal", "sync rank0.journal"]
+
+
+@pytest.mark.parametrize("further", [[], [1], [1, 2, 3]])
+@pytest.mark.parametrize("fails", [1, 2])
+def test_rows_that_could_not_be_written_are_an_error_at_the_end(
+    fails: int, further: list[int], sample: Sample, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write syncs the shard, then the journal."""
+    synced = count(1)
+
+    def fdatasync(_: int) -> None:
+        if next(synced) == fails:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    monkeypatch.setattr("virnucpro_core.embedding.journal.FLUSH_SECONDS", 0)
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(MachineError, match=r"s\.h5: Input/output error"):
+        write(sample.folder, 0, 0, *further)
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_side_by_side_closed_early_begins_nothing_more() -> None:

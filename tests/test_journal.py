@@ -170,6 +170,19 @@ def test_rows_that_could_not_be_written_are_an_error_at_the_end(
     with pytest.raises(MachineError, match=r"s\.h5: Input/output error"):
         write(sample.folder, 0, 0, *further)
     assert set(Path("/proc/self/fd").iterdir()) == before
+    assert not any(thread.name.startswith("write") for thread in threading.enumerate())
+
+
+def test_rows_are_written_only_where_there_is_memory_for_a_thread(
+    sample: Sample, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def need_room() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("virnucpro_core.embedding.journal.need_room", need_room)
+    with pytest.raises(MemoryError):
+        write(sample.folder, 0, 0)
+    assert not Finished(sample.folder, rows).done.any()
 
 
 def test_side_by_side_closed_early_begins_nothing_more() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gc
 import gzip
 import json
@@ -32,6 +33,7 @@ from virnucpro_core.models.gate import STORED, passed
 from virnucpro_core.models.store import resolve_model, verify
 from virnucpro_core.parquet import (
     FrameMeta,
+    _checked,
     contigs_in,
     frame_batches,
     frame_meta,
@@ -225,6 +227,16 @@ def test_table_that_is_not_finished_ends_in_silence(
     del writer
     gc.collect()
     assert not lost
+
+
+def test_table_whose_disk_fails_half_way_blames_the_machine(sample: Sample) -> None:
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from whole
+        raise OSError(errno.EIO, "Input/output error")
+
+    path, whole = sample.frames[0], list(frame_batches(sample.frames[0], rows=1))[:2]
+    with pytest.raises(MachineError, match=f"{path}: Input/output error"):
+        list(_checked(path, pq.ParquetFile(path), batches()))
 
 
 def test_damaged_page_never_comes_to_the_decoder(sample: Sample) -> None:

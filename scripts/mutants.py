@@ -64,11 +64,11 @@ TESTS = {
     "results/regions": "regions properties_calls",
     "results/legacy": "legacy",
     "results/classify": "calls rule predict calls_refused",
-    "results/kept": "calls calls_refused predict configuration options_calls",
+    "results/kept": "reading calls calls_refused predict configuration options_calls",
     "results/again": "contigs calls calls_refused options_calls configuration report",
     "one_process": "predict options options_calls",
     "files": "files full_disk disk",
-    "parquet": "reading fuzz_tables split files full_disk",
+    "parquet": "reading fuzz_tables halves split files full_disk",
 }
 """Of each module that decides values or files, the tests that are its own, without `test_`."""
 

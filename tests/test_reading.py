@@ -43,6 +43,8 @@ from virnucpro_core.parquet import (
     table_writer,
 )
 from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
+from virnucpro_core.results.kept import kept_scores, read_summary
+from virnucpro_core.schema import HALVES
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
 
@@ -110,6 +112,7 @@ def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
         ("c.pth", read_state_dict),
         ("d.index.json", read_state_dict),
         ("tiny/model.json", lambda _: resolve_model("tiny", tmp_path)),
+        ("out/summary.json", lambda path: read_summary(path.parent)),
     ):
         path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
@@ -120,9 +123,23 @@ def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
     shutil.rmtree(model.folder)
 
 
+def test_scores_on_a_disk_that_fails_blame_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq, "read_metadata", fail)
+    with pytest.raises(MachineError, match=r"frames\.parquet: Input/output error"):
+        kept_scores(tmp_path)
+
+
 def test_batches_have_the_columns_that_are_asked_for(sample: Sample) -> None:
     assert next(frame_batches(sample.frames[0], ["window"])).schema.names == ["window"]
     assert next(inventory_batches(sample.contigs, ["length"])).schema.names == ["length"]
+    sample.classify()
+    scored = next(scored_batches(sample.folder / "out/frames.parquet", ["frame_id"]))
+    assert scored.schema.names == ["frame_id", *HALVES.names]
 
 
 def test_tables_that_are_not_there_are_named_with_what_makes_them(tmp_path: Path) -> None:

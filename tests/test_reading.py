@@ -43,7 +43,7 @@ from virnucpro_core.parquet import (
     table_writer,
 )
 from virnucpro_core.published.checkpoints import read_state_dict, read_weight_map
-from virnucpro_core.results.kept import kept_scores, read_summary
+from virnucpro_core.results.kept import MADE, kept_scores, read_summary
 from virnucpro_core.schema import HALVES
 from virnucpro_core.sequences.fasta import read_fasta
 from virnucpro_core.sequences.tokens import NucleotideTokenizer
@@ -121,6 +121,35 @@ def test_readers_on_a_disk_that_fails_blame_the_machine(tmp_path: Path) -> None:
         with pytest.raises(MachineError, match=f"{path}: Input/output error"):
             read(path)
     shutil.rmtree(model.folder)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["score_other", "score_virus", *HALVES.names])
+def test_scores_that_are_not_finite_are_refused_but_of_a_half(
+    name: str, score: float, sample: Sample
+) -> None:
+    sample.classify()
+    path = sample.folder / "out/frames.parquet"
+    table = pq.read_table(path)
+    column = pa.array([score, *[0.5] * (len(table) - 1)], pa.float32())
+    with_scores(path, name, column)
+    if name in HALVES.names:
+        (_, scores), *_ = kept_scores(sample.folder / "out").batches
+        assert not np.isfinite(scores[0, 2:]).all()
+        column = column.cast(pa.float64())
+        with_scores(path, name, column)
+    with pytest.raises(InputError, match=f"{path}: holds a score that is not finite; embed"):
+        list(kept_scores(sample.folder / "out").batches)
+
+
+def with_scores(path: Path, name: str, column: pa.Array) -> None:
+    """Put other values into a column of scored frames."""
+    footer, table = pq.read_metadata(path).metadata, pq.read_table(path)
+    if name in table.schema.names:
+        table = table.drop_columns(name)
+    table = table.append_column(name, column)
+    said = {key: value for key, value in footer.items() if key == MADE.encode()}
+    pq.write_table(table.replace_schema_metadata(said), path)
 
 
 def test_scores_on_a_disk_that_fails_blame_the_machine(

@@ -71,6 +71,12 @@ def test_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (shard.rows, shard.dim, shard.digests) == (2, 3, ("d",))
 
 
+def test_origin_is_the_same_bytes_in_whatever_order_its_weights_come(tmp_path: Path) -> None:
+    for name, weights in (("a", {"a": "1", "b": "2"}), ("b", {"b": "2", "a": "1"})):
+        lay_out(tmp_path / name, replace(ORIGIN, weights=weights).write)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("others", "said"),
     [

@@ -161,27 +161,40 @@ def judge(copy_: Path, chosen: Sequence[Mutant], judged: Connection) -> NoReturn
         os._exit(0)
 
 
-def write(
+def write(record: dict[str, Any], tried: Sequence[Mutant], alive: Sequence[Mutant]) -> None:
+    """Put what was found of whole modules into a record."""
+    for module, of in Counter(one.module for one in tried).items():
+        survived = [named(one) for one in alive if one.module == module]
+        _enter(record, module, of, survived)
+
+
+def write_again(
     record: dict[str, Any],
+    modules: Sequence[str],
+    chosen: Sequence[Mutant],
     tried: Sequence[Mutant],
     alive: Sequence[Mutant],
-    *,
-    again: bool,
-    output: Path,
 ) -> None:
-    """Put what was found into a record, for its modules' figures or, again, its survivors."""
-    modules, left = record["modules"], record["survivors"]
-    for module, of in sorted(Counter(one.module for one in tried).items()):
-        survived = [named(one) for one in alive if one.module == module]
-        were = [one for one in left if one.startswith(f"{module}.py: ")]
+    """Put into a record what is found of its survivors; what is none any more is left out."""
+    for module in modules:
+        were = _of(record, module)
         judged = {named(one) for one in tried}
-        kept = [one for one in were if again and one not in judged] + survived
-        of = modules[module][1] if again else of
-        modules[module] = [of - len(kept), of]
-        left = [one for one in left if one not in were] + kept
-    killed, number = (sum(one[at] for one in modules.values()) for at in (0, 1))
-    record = {"killed": killed, "of": number, "modules": modules, "survivors": left}
-    output.write_text(json.dumps(record, indent=1) + "\n")
+        left = {named(one) for one in chosen}
+        survived = [named(one) for one in alive if one.module == module]
+        of = record["modules"][module][1] - sum(one not in left for one in were)
+        _enter(record, module, of, [one for one in were if one in left - judged] + survived)
+
+
+def _of(record: dict[str, Any], module: str) -> list[str]:
+    return [one for one in record["survivors"] if one.startswith(f"{module}.py: ")]
+
+
+def _enter(record: dict[str, Any], module: str, of: int, survived: list[str]) -> None:
+    were = _of(record, module)
+    record["survivors"] = [one for one in record["survivors"] if one not in were] + survived
+    record["modules"][module] = [of - len(survived), of]
+    for at, key in enumerate(("killed", "of")):
+        record[key] = sum(one[at] for one in record["modules"].values())
 
 
 def by_line(module: str) -> list[Mutant]:
@@ -190,8 +203,8 @@ def by_line(module: str) -> list[Mutant]:
 
 
 def named(mutant: Mutant) -> str:
-    """A mutant as the record names it."""
-    return f"{mutant} (line {mutant.line})"
+    """A mutant as the record names it, and a reason that holds for one line alone."""
+    return f"{mutant} in {mutant.text}"
 
 
 def main() -> None:
@@ -207,7 +220,7 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="those alone that survive in it")
     given = parser.parse_args()
-    record: dict[str, Any] = {"modules": {}, "survivors": []}
+    record: dict[str, Any] = {"killed": 0, "of": 0, "modules": {}, "survivors": []}
     if given.output and given.output.exists():
         record = json.loads(given.output.read_text())
     every = [one for module in given.modules or TESTS for one in by_line(module)]
@@ -218,7 +231,7 @@ def main() -> None:
     )
     if given.number:
         every = random.Random(given.seed).sample(every, min(given.number, len(every)))
-    chosen = [one for one in every if not {str(one), f"{one} in {one.text}"} & reasons.keys()]
+    chosen = [one for one in every if not {str(one), named(one)} & reasons.keys()]
     alive: list[Mutant] = []
     tried: list[Mutant] = []
     broken: set[str] = set()
@@ -256,11 +269,16 @@ def main() -> None:
                 tried.append(mutant)
                 if survived:
                     alive.append(mutant)
-                    print(f"survived: {named(mutant)}", flush=True)
+                    print(f"survived, line {mutant.line}: {named(mutant)}", flush=True)
     tried, alive = ([one for one in group if one.module not in broken] for group in (tried, alive))
     print(f"{len(tried) - len(alive)} of {len(tried)} killed")
+    if given.again:
+        modules = [one for one in given.modules or record["modules"] if one not in broken]
+        write_again(record, modules, chosen, tried, alive)
+    else:
+        write(record, tried, alive)
     if given.output:
-        write(record, tried, alive, again=given.again, output=given.output)
+        given.output.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(bool(broken))
 
 

@@ -75,13 +75,12 @@ def lay_out_rows(
     origin: Origin,
     dim: int,
     describe: Callable[[h5py.File], None],
-    devices: int = 1,
+    devices: int,
 ) -> None:
     """Write a file for the rows of frame tables: whole, but for what `write_rows` and `seal` add.
 
     describe: adds what tells which tables these are. devices: of how many there may be something to
-    say. Raises MachineError where the disk has no room
-    for all of it.
+    say. Raises MachineError where the disk has no room for all of it.
     """
     rows = width = 0
     for batch in _ids(frames):

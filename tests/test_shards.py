@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -166,6 +167,21 @@ def test_shard_has_room_for_what_each_device_says(devices: int, room: int, sampl
     create_shard(path, sample.frames[0], meta.digest, ORIGIN, 2, devices)
     with open_h5(path) as file:
         assert file["used"].shape == (room * USED_BYTES,)
+
+
+def test_room_for_embeddings_and_checksums_is_asked_for_before_anything_is_written(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fallocate(_: int, *place: int) -> int:
+        asked.append(place[-1])
+        return 0
+
+    monkeypatch.setattr("virnucpro_core.embedding.hdf5._libc", SimpleNamespace(fallocate=fallocate))
+    meta = frame_meta(sample.frames[0])
+    create_shard(sample.folder / "s.h5", sample.frames[0], meta.digest, ORIGIN, 7)
+    assert asked[0] == meta.rows * (7 * 4 + 4)
 
 
 def one(device: str, **said: Any) -> dict[str, Any]:

@@ -187,6 +187,20 @@ def test_read_model_knows_whether_halves_were_hidden(
     assert read_model(folder).hides is hides
 
 
+def test_encoders_are_those_of_the_model_beside_else_of_the_package(tmp_path: Path) -> None:
+    own = write_tiny_model(tmp_path).folder
+    about = json.loads((own / "model.json").read_text())
+
+    def lender(name: str) -> Path | None:
+        (own / "model.json").write_text(json.dumps({**about, "encoders": name}))
+        return read_model(own).lender
+
+    assert lender("mini") == Path(vnp.__file__).parent / "mini"
+    assert lender("other") == tmp_path / "other"
+    shutil.copytree(own, tmp_path / "mini")
+    assert lender("mini") == tmp_path / "mini"
+
+
 def test_verify_compares_files_of_at_most_so_many_bytes(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path)
     path = model.path("dnabert_s/tokenizer.json")

@@ -54,7 +54,7 @@ TESTS = {
     "embedding/devices": "devices",
     "models/classifier": "classifier",
     "models/rule": "rule contigs calls",
-    "models/store": "store own_head fuzz_models predict",
+    "models/store": "store own_head options fuzz_models",
     "models/layout": "store checkpoints fuzz_models",
     "models/gate": "validate",
     "results/calls": "calls contigs legacy",

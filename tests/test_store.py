@@ -11,7 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,18 @@ def test_verify_compares_files_of_at_most_so_many_bytes(tmp_path: Path) -> None:
     for most in (path.stat().st_size, math.inf):
         with pytest.raises(ModelError, match=r"tokenizer\.json: has sha256 "):
             verify(model, most)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_verify_of_what_is_no_file_is_refused_unread(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    model = write_tiny_model(tmp_path)
+    path = model.path("esm2/config.json")
+    path.unlink()
+    make(path)
+    with pytest.raises(ModelError, match=f"{path}: is no file; import tiny again"):
+        verify(model)
 
 
 def test_models_folder_is_the_one_asked_for_else_that_of_the_environment(

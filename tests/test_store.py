@@ -223,6 +223,25 @@ def test_verify_of_what_is_no_file_is_refused_unread(
         verify(model)
 
 
+@pytest.mark.parametrize(
+    ("number", "raised", "said"),
+    [
+        (errno.EACCES, ModelError, r"cannot be read \("),
+        (errno.EIO, MachineError, "Input/output err"),
+    ],
+)
+def test_verify_of_a_file_that_cannot_be_read_says_whose_fault_it_is(
+    number: int, raised: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sha256(_: Path) -> str:
+        raise OSError(number, os.strerror(number))
+
+    model = write_tiny_model(tmp_path)
+    monkeypatch.setattr("virnucpro_core.models.store.sha256", sha256)
+    with pytest.raises(raised, match=rf"{model.folder}/.*: {said}"):
+        verify(model)
+
+
 def test_models_folder_is_the_one_asked_for_else_that_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ from virnucpro_core.models.layout import Stored, read_weights
 from virnucpro_core.models.store import (
     FILES,
     MODEL_FORMAT,
+    PUBLISHED_WINDOWS,
     Model,
     list_models,
     models_folder,
@@ -240,6 +241,10 @@ def test_verify_of_a_file_that_cannot_be_read_says_whose_fault_it_is(
     monkeypatch.setattr("virnucpro_core.models.store.sha256", sha256)
     with pytest.raises(raised, match=rf"{model.folder}/.*: {said}"):
         verify(model)
+
+
+def test_published_models_are_called_by_their_windows() -> None:
+    assert {f"virnucpro-{window}": window for window in (300, 500)} == PUBLISHED_WINDOWS
 
 
 def test_models_folder_is_the_one_asked_for_else_that_of_the_environment(

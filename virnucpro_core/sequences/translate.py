@@ -44,8 +44,6 @@ class _OriginalFasta:
     """The three FASTA files that the original writes beside its input."""
 
     def __init__(self, folder: Path, window: int, stack: ExitStack) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-
         def create(name: str) -> BinaryIO:
             aside = stack.enter_context(written_aside(folder / name))
             return stack.enter_context(aside.open("wb"))

@@ -45,7 +45,7 @@ TESTS = {
     "sequences/tokens": "tokens encoders frames",
     "sequences/fasta": "fasta reading stdin",
     "sequences/split": "split files progress stdin",
-    "sequences/translate": "frames codes",
+    "sequences/translate": "frames codes genbank",
     "embedding/journal": "journal embedding",
     "embedding/shards": "shards journal merge",
     "embedding/merge": "merge properties",

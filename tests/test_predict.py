@@ -98,6 +98,7 @@ def test_predict_with_another_fraction_calls_again_as_a_run_from_the_beginning_w
     embedding = ["translate", "embed", "merge", "classify"]
     assert [about.pop("ran") for about in summaries] == [[embedding, ["call"]], [embedding]]
     assert summaries[0] == summaries[1]
+    assert summaries[0]["genetic_code"] == "1"
 
 
 def test_predict_with_another_fraction_on_a_full_disk_keeps_what_was_finished(

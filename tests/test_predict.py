@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -172,8 +173,12 @@ def test_predict_where_another_input_was_stopped_touches_nothing_without_force(
     with pytest.raises(vnp.InputError, match="holds a stopped run's work on another input"):
         vnp.predict(other, "tiny", models_dir=models_dir, output=out)
     assert content(out) == before
+    shutil.copytree(out, tmp_path / "other")
     vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
     assert not (out / ".work").exists()
+    vnp.predict(other, "tiny", models_dir=models_dir, output=tmp_path / "other", force=True)
+    summary = json.loads((tmp_path / "other/summary.json").read_text())
+    assert summary["input"][0]["name"] == other.name
 
 
 def test_predict_with_a_foreign_folder_of_that_name_leaves_it(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -182,6 +184,42 @@ def test_room_for_embeddings_and_checksums_is_asked_for_before_anything_is_writt
     meta = frame_meta(sample.frames[0])
     create_shard(sample.folder / "s.h5", sample.frames[0], meta.digest, ORIGIN, 7)
     assert asked[0] == meta.rows * (7 * 4 + 4)
+
+
+def test_sealed_shard_is_on_disk_after_all_that_is_written_to_it(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    write, sync = os.pwrite, os.fsync
+
+    def pwrite(file: int, data: bytes, at: int) -> int:
+        done.append("write")
+        return write(file, data, at)
+
+    def fsync(file: int) -> None:
+        done.append("sync")
+        sync(file)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fsync", fsync)
+    seal(sample.shards[0], np.zeros(EmbeddingFile(sample.shards[0]).rows, np.uint32), [])
+    assert done == ["write", "write", "sync"]
+
+
+def test_value_that_is_not_finite_or_damaged_is_named_by_its_frame(sample: Sample) -> None:
+    path, table = sample.folder / "s.h5", sample.frames[0]
+    ids = pq.read_table(table)["frame_id"].to_pylist()
+    create_shard(path, table, "d", ORIGIN, 2)
+    values = np.ones((len(ids), 2), np.float32)
+    values[3, 1] = np.inf
+    sums = write_rows(path, [values])
+    for at, what in ((3, "not finite"), (2, "damaged")):
+        seal(path, sums, [])
+        with pytest.raises(
+            InputError, match=rf"embedding of {re.escape(ids[at])} is {what}; embed"
+        ):
+            list(EmbeddingFile(path).parts())
+        sums[2] ^= 1
 
 
 def one(device: str, **said: Any) -> dict[str, Any]:

@@ -288,6 +288,14 @@ def test_fp8_is_refused_without_a_validation(
         vnp.predict(edge, "tiny", models_dir=own.folder.parent, devices="cpu", precision="fp8")
 
 
+@pytest.mark.usefixtures("halves")
+def test_predict_without_a_validation_is_refused_unless_forced(own: Model, edge: Path) -> None:
+    asked: dict[str, Any] = {"models_dir": own.folder.parent, "devices": "cpu"}
+    with pytest.raises(InputError, match="tiny has no passed validation in bf16"):
+        vnp.predict(edge, "tiny", precision="bf16", **asked)
+    assert vnp.predict(edge, "tiny", precision="bf16", force=True, **asked).num_rows == 44
+
+
 def test_encoder_converts_to_fp8_and_not_back(own: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = vnp.load_esm2(own.protein)
     with pytest.raises(InputError, match=r"fp8 needs a GPU of compute capability 8\.9"):

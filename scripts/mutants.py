@@ -244,7 +244,7 @@ def main() -> None:
         waiting: list[Connection] = []
         for job in range(given.jobs):
             place = Path(folder) / str(job)
-            shutil.copytree(ROOT, place, symlinks=True, ignore=shutil.ignore_patterns(".*", "demo"))
+            shutil.copytree(ROOT, place, symlinks=True, ignore=shutil.ignore_patterns(".*"))
             mine = chosen[job :: given.jobs]
             here, there = multiprocessing.Pipe(duplex=False)
             # no Process of multiprocessing, whose children may be no parents, as tests' are

@@ -66,7 +66,7 @@ TESTS = {
     "results/classify": "calls rule predict calls_refused",
     "results/kept": "reading calls calls_refused predict configuration options_calls",
     "results/again": "contigs calls calls_refused options_calls configuration report",
-    "one_process": "predict options options_calls files validate",
+    "one_process": "predict options options_calls files validate configuration",
     "files": "files full_disk disk",
     "parquet": "reading fuzz_tables halves split files full_disk",
 }

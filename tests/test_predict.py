@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from sample import Sample
 from test_cli import assert_refused, virnucpro
@@ -23,6 +24,7 @@ from virnucpro_core import one_process
 from virnucpro_core.errors import BusyError, MachineError, StoppedError
 from virnucpro_core.files import locked
 from virnucpro_core.models.store import Model
+from virnucpro_core.results.kept import MADE
 from virnucpro_core.results.tables import RESULTS
 from virnucpro_core.sequences.split import split
 
@@ -116,7 +118,9 @@ def test_predict_with_another_fraction_on_a_full_disk_keeps_what_was_finished(
 
 
 @pytest.mark.usefixtures("no_embedding")
-@pytest.mark.parametrize("damage", ["scores", "model", "precision", "code", "footer"])
+@pytest.mark.parametrize(
+    "damage", ["scores", "model", "precision", "code", "footer", "made", "inventory"]
+)
 def test_predict_scores_that_are_not_this_run_s_are_not_called_from(
     damage: str, out: Path, fasta: Path, models_dir: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +132,13 @@ def test_predict_scores_that_are_not_this_run_s_are_not_called_from(
             table = vnp.predict(fasta, "tiny", models_dir=models_dir, output=out)
             assert table.num_rows
             (out / "frames.parquet").write_bytes((out / "frames.parquet").read_bytes()[:-9])
+        case "made":
+            path = out / "frames.parquet"
+            said, table = pq.read_metadata(path).metadata, pq.read_table(path)
+            made = {**json.loads(said[MADE.encode()]), "numerics": "others"}
+            pq.write_table(table.replace_schema_metadata({MADE: json.dumps(made)}), path)
+        case "inventory":
+            (out / "contigs.parquet").unlink()
         case "model":
             write_tiny_model(tmp_path / "others", seed=7)
             words["models_dir"] = tmp_path / "others"
@@ -179,6 +190,44 @@ def test_predict_where_another_input_was_stopped_touches_nothing_without_force(
     vnp.predict(other, "tiny", models_dir=models_dir, output=tmp_path / "other", force=True)
     summary = json.loads((tmp_path / "other/summary.json").read_text())
     assert summary["input"][0]["name"] == other.name
+
+
+def test_predict_refused_leaves_the_pieces_of_a_run_that_was_stopped(
+    fasta: Path, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([StoppedError("stopped"), vnp.InputError("refused"), vnp.InputError("refused")])
+
+    def translate(*_: object, **__: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(one_process, "translate", translate)
+    asked: dict[str, Any] = {"models_dir": models_dir, "output": tmp_path / "out"}
+    with pytest.raises(StoppedError):
+        vnp.predict(fasta, "tiny", **asked)
+    with pytest.raises(vnp.InputError, match="refused"):
+        vnp.predict(fasta, "tiny", **asked)
+    assert (tmp_path / "out/.work/piece_00001.fasta").exists()
+    with pytest.raises(vnp.InputError, match="refused"):
+        vnp.predict(fasta, "tiny", models_dir=models_dir, output=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_predict_without_a_fasta_is_refused() -> None:
+    with pytest.raises(vnp.InputError, match="no FASTA was given; name at least one file"):
+        vnp.predict([])
+
+
+def test_predict_with_a_model_that_reads_runs_gives_windows_without_a_frame_theirs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "in.fa").write_text(f">c\n{'TTAA' * 150}\n")
+    (row,) = vnp.predict(
+        tmp_path / "in.fa", "mini", output=tmp_path / "out", devices="cpu"
+    ).to_pylist()
+    assert row["call"] != "no_call" or row["reason"] != "no_stop_free_frame"
+    frames = pq.read_table(tmp_path / "out/frames.parquet")["frame"].to_pylist()
+    assert frames
+    assert all(frame.islower() for frame in frames)
 
 
 def test_predict_with_a_foreign_folder_of_that_name_leaves_it(

@@ -236,7 +236,7 @@ class EmbeddingFile:
     def _merged(self, file: h5py.File) -> tuple[Source, ...]:
         table = file["sources"]
         rows = table["rows"][()].tolist()
-        if sum(rows) != self.rows or min(rows, default=0) < 0:
+        if sum(rows) != self.rows or min(rows) < 0:
             raise ValueError("its sources have other rows")
         if virtual := file["embedding"].is_virtual:
             firsts = [0] * len(rows)

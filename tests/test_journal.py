@@ -59,6 +59,17 @@ def test_rows_of_several_writers_in_any_order_are_read_in_the_tables(
     assert np.array_equal(values, np.stack([np.arange(rows), -np.arange(rows)], 1))
 
 
+def test_journal_is_its_user_s_to_write_again_and_others_by_the_umask(
+    sample: Sample, rows: int
+) -> None:
+    before = os.umask(0o027)
+    try:
+        write(sample.folder, 0, 0)
+    finally:
+        os.umask(before)
+    assert (sample.folder / "rank0.journal").stat().st_mode & 0o7777 == 0o640
+
+
 def test_journal_cut_anywhere_vouches_for_whole_records_alone(sample: Sample, rows: int) -> None:
     """A kill may leave any part of the last record; the next run writes over it."""
     folder, journal = sample.folder, sample.folder / "rank0.journal"
@@ -152,10 +163,15 @@ def test_journal_is_written_after_its_rows_are_on_disk(
     assert calls == ["write s.h5", "sync s.h5", "write rank0.journal", "sync rank0.journal"]
 
 
-@pytest.mark.parametrize("further", [[], [1], [1, 2, 3]])
+@pytest.mark.parametrize(("further", "seconds"), [([], 9), ([], 0), ([1], 0), ([1, 2, 3], 0)])
 @pytest.mark.parametrize("fails", [1, 2])
 def test_rows_that_could_not_be_written_are_an_error_at_the_end(
-    fails: int, further: list[int], sample: Sample, rows: int, monkeypatch: pytest.MonkeyPatch
+    fails: int,
+    further: list[int],
+    seconds: float,
+    sample: Sample,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each write syncs the shard, then the journal."""
     synced = count(1)
@@ -165,7 +181,7 @@ def test_rows_that_could_not_be_written_are_an_error_at_the_end(
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
-    monkeypatch.setattr("virnucpro_core.embedding.journal.FLUSH_SECONDS", 0)
+    monkeypatch.setattr("virnucpro_core.embedding.journal.FLUSH_SECONDS", seconds)
     before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(MachineError, match=r"s\.h5: Input/output error"):
         write(sample.folder, 0, 0, *further)

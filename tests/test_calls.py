@@ -244,3 +244,10 @@ def test_a_window_of_one_frame_and_one_read_by_its_longest_run_are_features_apar
     found = dict(zip(FEATURES, calls.features()[0].tolist(), strict=True))
     expected = {"frames": np.log(4) / 2, "runs": np.log(1.5) / 2, "share": 0.5}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_windows_that_a_contig_does_not_have_are_misplaced() -> None:
+    calls = WindowCalls.of(np.array([90, 60, 30]), 30)
+    contig, number = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([0, 3, 4, 2, 3, -1, 1, 2])
+    misplaced = [True, False, True, False, True, True, False, True]
+    assert calls.misplaced(contig, number).tolist() == misplaced

@@ -72,6 +72,8 @@ def test_origin_is_read_as_it_was_written(tmp_path: Path) -> None:
     shard = EmbeddingFile(tmp_path / "s.h5")
     assert (shard.origin, shard.origin.model) == (ORIGIN, "mini")
     assert (shard.rows, shard.dim, shard.digests) == (2, 3, ("d",))
+    with open_h5(tmp_path / "s.h5") as file:
+        assert file.attrs["complete"]
 
 
 def test_origin_is_the_same_bytes_in_whatever_order_its_weights_come(tmp_path: Path) -> None:

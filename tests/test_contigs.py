@@ -19,6 +19,7 @@ from virnucpro_core.results.again import call_again
 from virnucpro_core.results.calls import WindowCalls
 from virnucpro_core.results.contigs import EVIDENCE, contig_rows, decide, viral_stretches
 from virnucpro_core.results.criteria import Criteria
+from virnucpro_core.results.report import write_report
 
 RULE = ContigRule(tuple(float(name == "frames") for name in FEATURES), 0.8)
 """The mean log-odds of the windows with frames."""
@@ -183,6 +184,18 @@ def test_call_again_is_what_classify_with_these_criteria_gives(planted: Sample) 
     ran = json.loads((planted.folder / "out/summary.json").read_text())["ran"]
     stages = [[*one["seconds"]] for one in ran]
     assert stages == [["embed", "classify"], ["call"]]
+
+
+def test_call_again_writes_the_page_anew_where_there_is_one(planted: Sample) -> None:
+    for name in ("paged", "bare"):
+        planted.classify(name)
+    page = planted.folder / "paged/report.html"
+    write_report([page.parent], page)
+    before = page.read_bytes()
+    for name in ("paged", "bare"):
+        call_again(planted.folder / name, min_score=0.2, min_evidence=0)
+    assert page.read_bytes() != before
+    assert not (planted.folder / "bare/report.html").exists()
 
 
 @pytest.mark.parametrize("damage", ["nothing there", "another version", "no scores", "no bases"])

@@ -218,8 +218,19 @@ def test_frame_table_of_the_same_letters_cut_otherwise_has_another_digest(tmp_pa
         with frame_table(tmp_path / "f.parquet", 300) as table:
             table.add_contigs([Contig("c", "", b"ACGT" * 9)])
             table.add_frames(pa.RecordBatch.from_pylist(rows, FRAMES))
-        digests.add(frame_meta(tmp_path / "f.parquet").digest)
+        meta = frame_meta(tmp_path / "f.parquet")
+        assert (meta.genetic_code, meta.read_with, meta.runs) == ("1", {"1": 1}, False)
+        digests.add(meta.digest)
     assert len(digests) == 2
+
+
+def test_frames_are_of_the_standard_code_and_without_runs_unless_told() -> None:
+    stops = Contig("stops", "", b"TTAA" * 15)
+    contigs = [stops, Contig("agents", "", b"GCAAGATCA" * 7)]  # AGA is a stop of code 2 alone
+    found = stop_free_frames(contigs, 30)
+    assert found.equals(stop_free_frames(contigs, 30, code=1, runs=False))
+    for code, runs in ((2, False), (1, True)):
+        assert not found.equals(stop_free_frames(contigs, 30, code=code, runs=runs))
 
 
 def test_translate_contigs_without_frames_still_give_different_digests(tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ def test_frames_are_of_the_standard_code_and_without_runs_unless_told() -> None:
     contigs = [stops, Contig("agents", "", b"GCAAGATCA" * 7)]  # AGA is a stop of code 2 alone
     found = stop_free_frames(contigs, 30)
     assert found.equals(stop_free_frames(contigs, 30, code=1, runs=False))
+    assert found.equals(pa.Table.from_batches(frame_parts(contigs, 30), FRAMES))
     for code, runs in ((2, False), (1, True)):
         assert not found.equals(stop_free_frames(contigs, 30, code=code, runs=runs))
 

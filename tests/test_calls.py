@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from sample import FASTA, OPEN, STOPS, WEIGHTS, Sample, contents, viral
 
 from virnucpro_core.embedding.merge import merge
 from virnucpro_core.embedding.shards import seal
-from virnucpro_core.errors import InputError
+from virnucpro_core.errors import InputError, ModelError
 from virnucpro_core.models.rule import FEATURES
 from virnucpro_core.results import classify as stage
 from virnucpro_core.results import tables
@@ -251,3 +252,14 @@ def test_windows_that_a_contig_does_not_have_are_misplaced() -> None:
     contig, number = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([0, 3, 4, 2, 3, -1, 1, 2])
     misplaced = [True, False, True, False, True, True, False, True]
     assert calls.misplaced(contig, number).tolist() == misplaced
+
+
+def test_scores_of_a_classifier_that_are_not_finite_are_the_model_s_fault(tmp_path: Path) -> None:
+    sample = Sample(tmp_path, FASTA, lambda _: (1e38, 1e38))
+    state = load_file(sample.model.classifier)
+    save_file(
+        {**state, "output_layer.weight": 9 * state["output_layer.weight"]}, sample.model.classifier
+    )
+    with pytest.raises(ModelError, match="the classifier gives scores that are not finite; import"):
+        sample.classify()
+    assert not (tmp_path / "out").exists()

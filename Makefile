@@ -47,7 +47,7 @@ test: lint
 test-slow: setup
 	.venv/bin/pytest -m slow
 
-# Which changes of one place in the package no test notices: over an hour on 2 cores.
+# Which changes of one place in the package no test notices: some two hours on 2 cores.
 mutants: setup
 	.venv/bin/python scripts/mutants.py -o docs/benchmarks/mutants.json
 

@@ -253,3 +253,17 @@ def test_models_import_in_place_keeps_the_user_s_other_files(tiny: Model, tmp_pa
     assert run.returncode == 0, run.stderr
     assert (folder / tiny.nucleotide.name / "README.md").read_text() == "mine"
     assert virnucpro("models", "verify", "mine", "--models-dir", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["predict", "split", "translate", "evaluate"])
+def test_cli_a_url_is_no_file(command: str, tmp_path: Path) -> None:
+    url = "https://example.org/contigs.fa.gz"
+    words: dict[str, list[object]] = {
+        "predict": [url, "-o", "out", "--model", "mini"],
+        "split": [url, "-o", "out"],
+        "translate": [url, "-o", "out", "--window", 300],
+        "evaluate": ["--virus", url, "--other", url, "--model", "mini"],
+    }
+    run = virnucpro(command, *words[command], cwd=tmp_path)
+    assert_refused(run, 2, rf"^virnucpro: {url}: is a URL, and this command reads files; ")
+    assert not list(tmp_path.iterdir())

@@ -44,6 +44,15 @@ def write(folder: Path, rank: int, *rows: int, add: float = 0.0) -> None:
             writer.add(np.array([row]), np.array([[row + add, -row]], np.float32))
 
 
+def two_records(folder: Path) -> tuple[Path, int, bytes]:
+    """A journal of rows 0 and 1: where it is, the bytes of its first record, and of both."""
+    journal = folder / "rank0.journal"
+    write(folder, 0, 0)
+    one = journal.stat().st_size
+    write(folder, 0, 1)
+    return journal, one, journal.read_bytes()
+
+
 def test_rows_of_several_writers_in_any_order_are_read_in_the_tables(
     sample: Sample, rows: int
 ) -> None:
@@ -72,11 +81,8 @@ def test_journal_is_its_user_s_to_write_again_and_others_by_the_umask(
 
 def test_journal_cut_anywhere_vouches_for_whole_records_alone(sample: Sample, rows: int) -> None:
     """A kill may leave any part of the last record; the next run writes over it."""
-    folder, journal = sample.folder, sample.folder / "rank0.journal"
-    write(folder, 0, 0)
-    one = journal.stat().st_size
-    write(folder, 0, 1)
-    whole = journal.read_bytes()
+    folder = sample.folder
+    journal, one, whole = two_records(folder)
     for size in range(one, len(whole)):
         journal.write_bytes(whole[:size])
         assert Finished(folder, rows).done.sum() == 1
@@ -87,14 +93,10 @@ def test_journal_cut_anywhere_vouches_for_whole_records_alone(sample: Sample, ro
 def test_journal_with_a_flipped_bit_vouches_for_the_records_before_it_alone(
     sample: Sample, rows: int
 ) -> None:
-    folder, journal = sample.folder, sample.folder / "rank0.journal"
-    write(folder, 0, 0)
-    one = journal.stat().st_size
-    write(folder, 0, 1)
-    whole = journal.read_bytes()
+    journal, one, whole = two_records(sample.folder)
     for at in range(one, len(whole)):
         journal.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
-        assert np.flatnonzero(Finished(folder, rows).done).tolist() == [0]
+        assert np.flatnonzero(Finished(sample.folder, rows).done).tolist() == [0]
 
 
 def test_row_that_was_damaged_and_written_again_is_vouched_for_by_its_new_record(

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from sample import Sample
-from test_cli import assert_refused, virnucpro
+from test_cli import virnucpro
 from test_full_disk import room
 from tiny import write_tiny_model
 
@@ -315,32 +315,6 @@ def test_predict_from_a_pipe_works(fasta: Path, models_dir: Path, tmp_path: Path
 
     assert predict(force=False) == 44
     assert predict(force=True) == 44
-
-
-@pytest.mark.parametrize("command", ["predict", "split", "translate", "evaluate"])
-def test_cli_a_url_is_no_file(command: str, tmp_path: Path) -> None:
-    url = "https://example.org/contigs.fa.gz"
-    words: dict[str, list[object]] = {
-        "predict": [url, "-o", "out", "--model", "mini"],
-        "split": [url, "-o", "out"],
-        "translate": [url, "-o", "out", "--window", 300],
-        "evaluate": ["--virus", url, "--other", url, "--model", "mini"],
-    }
-    run = virnucpro(command, *words[command], cwd=tmp_path)
-    assert_refused(run, 2, rf"^virnucpro: {url}: is a URL, and this command reads files; ")
-    assert not list(tmp_path.iterdir())
-
-
-def test_split_where_another_input_was_split_touches_nothing_without_force(
-    fasta: Path, other: Path, tmp_path: Path
-) -> None:
-    split([fasta], tmp_path / "split", 9_000)
-    before = content(tmp_path / "split")
-    with pytest.raises(vnp.InputError, match="holds the pieces of another input"):
-        split([other], tmp_path / "split")
-    assert content(tmp_path / "split") == before
-    assert len(split([fasta], tmp_path / "split")) == 1, "the same input is cut again"
-    assert len(split([other], tmp_path / "split", force=True)) == 1
 
 
 def test_classify_where_another_sample_is_finished_touches_nothing_without_force(

@@ -146,11 +146,14 @@ def test_split_over_pieces_of_another_input_is_refused_also_where_one_file_is_go
         (tmp_path / name).write_text(f">{name}\nACGT\n")
     out = tmp_path / "out"
     (piece,) = split([tmp_path / "old"], out)
+    assert split([tmp_path / "old"], out) == [piece], "the same input is cut again"
     if gone:
         (out / gone).unlink()
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     with pytest.raises(InputError, match="holds the pieces of another input"):
         split([tmp_path / "new"], out)
-    assert gone == piece.name or piece.read_text() == ">old\nACGT\n"
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+    assert after == before
     split([tmp_path / "new"], out, force=True)
     assert piece.read_text() == ">new\nACGT\n"
 
